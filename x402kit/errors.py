@@ -1,0 +1,184 @@
+"""Every error the library raises, in one tree.
+
+    X402KitError
+      ConfigError               the seller's or payer's set-up is wrong; raised at start
+        MissingExtra            a rail's packages are not installed
+        UnmatchedRule           a price names no route of the app (A10)
+      ServerError               what the gate answers to a caller; each has a status and a code
+        MalformedPayment    400 the credential can't be read, or two of them came
+        PaymentRefused      402 certain that no money moved; a fresh challenge goes with it
+        PaymentUsed         403 the payment is spent, or bound to another request
+        RequestTimeout      408 the body did not arrive in time
+        PaymentInProgress   409 the same payment is being processed now
+        BodyTooLarge        413
+        TooManyRequests     429
+        HeaderTooLarge      431
+        RailUnavailable     503 chain, facilitator or store out of reach, before anything was sent
+        OutcomeUnknown      504 money may have moved; the same payment must be shown again
+      PayerError                what the paying client raises
+        NothingPayable          no offer passes the policy's networks and assets
+        PolicyRefused           a rule or the callback said no; nothing was signed
+          TooDear               an amount is above a cap; nothing was signed
+        PaymentNotAccepted      the server certainly refused a signed payment
+        PaymentOutcomeUnknown   signed and sent, and no certain answer; show it again, do not sign anew
+        UnreplayableBody        a streaming body can't be sent twice; refused before any I/O (M11)
+
+``money`` says whether money moved: "no", "yes" or "unknown". A server error becomes an answer by the status
+contract in docs/concepts.md; only ``PaymentRefused`` may carry a fresh challenge.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = [
+    "BodyTooLarge",
+    "ConfigError",
+    "HeaderTooLarge",
+    "MalformedPayment",
+    "MissingExtra",
+    "NothingPayable",
+    "OutcomeUnknown",
+    "PayerError",
+    "PaymentInProgress",
+    "PaymentNotAccepted",
+    "PaymentOutcomeUnknown",
+    "PaymentRefused",
+    "PaymentUsed",
+    "PolicyRefused",
+    "RailUnavailable",
+    "RequestTimeout",
+    "ServerError",
+    "TooDear",
+    "TooManyRequests",
+    "UnmatchedRule",
+    "UnreplayableBody",
+    "X402KitError",
+]
+
+MoneyMoved = Literal["no", "yes", "unknown"]
+
+
+class X402KitError(Exception):
+    """The root; catch it to catch all."""
+
+    money: MoneyMoved = "no"
+
+
+class ConfigError(X402KitError):
+    """The set-up is wrong; nothing runs until it is mended."""
+
+
+class MissingExtra(ConfigError):
+    """A rail needs packages that are not installed."""
+
+    def __init__(self, extra: str, package: str) -> None:
+        self.extra = extra
+        super().__init__(f"{package} is missing; install it with: pip install 'x402kit-asgi[{extra}]'")
+
+
+class UnmatchedRule(ConfigError):
+    """A price is set for something that is no route of the app."""
+
+
+class ServerError(X402KitError):
+    """What a caller is answered. ``reason`` is a published reason string; it never holds secrets or upstream text."""
+
+    status: int = 500
+    code: str = "internal-error"
+    hint: str = ""
+    retry_after: int | None = None
+
+    def __init__(self, reason: str = "", *, reference: str = "", detail: str = "") -> None:
+        self.reason = reason or self.code
+        self.reference = reference
+        self.detail = detail
+        super().__init__(self.reason)
+
+
+class MalformedPayment(ServerError):
+    status, code = 400, "payment-malformed"
+    hint = "Send exactly one well-formed payment header. Nothing was settled."
+
+
+class PaymentRefused(ServerError):
+    status, code = 402, "payment-refused"
+    hint = "No money moved. Sign again for one of the offers in this answer."
+
+
+class PaymentUsed(ServerError):
+    status, code, money = 403, "payment-used", "yes"
+    hint = "This payment is spent or belongs to another request. Do not show it here again."
+
+
+class RequestTimeout(ServerError):
+    status, code = 408, "request-timeout"
+    hint = "The request body did not arrive in time. Nothing was settled."
+
+
+class PaymentInProgress(ServerError):
+    status, code, money = 409, "payment-in-progress", "unknown"
+    hint = "The same payment is being processed. Show the same one again; do not sign anew."
+    retry_after = 1
+
+
+class BodyTooLarge(ServerError):
+    status, code = 413, "body-too-large"
+    hint = "The request body is over the limit. Nothing was settled."
+
+
+class TooManyRequests(ServerError):
+    status, code = 429, "too-many-requests"
+    hint = "Wait, then try again. Nothing was settled for this request."
+    retry_after = 5
+
+
+class HeaderTooLarge(ServerError):
+    status, code = 431, "header-too-large"
+    hint = "The payment header is over the limit. Nothing was settled."
+
+
+class RailUnavailable(ServerError):
+    status, code = 503, "payment-unavailable"
+    hint = "Nothing was sent. The same payment may be shown again."
+    retry_after = 2
+
+
+class OutcomeUnknown(ServerError):
+    status, code, money = 504, "payment-outcome-unknown", "unknown"
+    hint = "Money may have moved. Show the same payment again; do not sign anew."
+    retry_after = 2
+
+
+class PayerError(X402KitError):
+    """What the paying client raises. ``reference`` names the row of the journal, where there is one."""
+
+    def __init__(self, message: str, *, reference: str = "") -> None:
+        self.reference = reference
+        super().__init__(f"{message} [payment {reference}]" if reference else message)
+
+
+class NothingPayable(PayerError):
+    """The answer is 402 and none of its offers can be paid by this wallet under this policy."""
+
+
+class PolicyRefused(PayerError):
+    """A rule of the policy, or its callback, said no. Nothing was signed."""
+
+
+class TooDear(PolicyRefused):
+    """The amount is above a cap. Nothing was signed."""
+
+
+class PaymentNotAccepted(PayerError):
+    """The server refused a signed payment and says that no money moved."""
+
+
+class PaymentOutcomeUnknown(PayerError):
+    """A signed payment was sent and no certain answer came; the same payment is shown on the next try."""
+
+    money: MoneyMoved = "unknown"
+
+
+class UnreplayableBody(PayerError):
+    """The body is a stream that can't be sent again after the 402. Nothing was sent."""

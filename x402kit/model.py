@@ -1,0 +1,221 @@
+"""The values that pass between the rooms, and every limit in one place.
+
+All are immutable. Amounts are ``int`` atomic units of the offer's asset; times are whole Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+__all__ = [
+    "BODY_MAX",
+    "BODY_SECONDS",
+    "BYTES_NESTED_MAX",
+    "CHALLENGE_SECONDS",
+    "HEADER_MAX",
+    "KEPT_BODY_MAX",
+    "KEPT_SECONDS",
+    "LEEWAY_SECONDS",
+    "NESTING_MAX",
+    "VALID_FOR_MAX",
+    "VALID_FOR_MIN",
+    "Authorization",
+    "Claim",
+    "Intent",
+    "Json",
+    "Outcome",
+    "PaymentPayload",
+    "PaymentRequired",
+    "PaymentRequirements",
+    "ResourceInfo",
+    "SettlementResponse",
+    "VerifyResponse",
+]
+
+Json = dict[str, Any]
+
+HEADER_MAX: Final = 16 * 1024
+"""Bytes of a payment header, before it is decoded (K01)."""
+BYTES_NESTED_MAX: Final = 64 * 1024
+"""Bytes of a JSON document that we parse from a peer (a facilitator call, a 402 body)."""
+NESTING_MAX: Final = 32
+BODY_MAX: Final = 1024 * 1024
+"""Bytes of a request body that a price may read, by default."""
+BODY_SECONDS: Final = 30
+"""Seconds within which such a body must have arrived (K02)."""
+KEPT_BODY_MAX: Final = 256 * 1024
+"""Bytes of an answer that are kept for a replay."""
+KEPT_SECONDS: Final = 3600
+"""How long a kept answer can be replayed."""
+CHALLENGE_SECONDS: Final = 300
+"""Life of a challenge."""
+LEEWAY_SECONDS: Final = 30
+"""Clock skew forgiven in a challenge's expiry (A15)."""
+VALID_FOR_MIN: Final = 6
+"""An authorization must outlive the moment of the check by this much (wire.md 2.1 check 7)."""
+VALID_FOR_MAX: Final = 2 * 3600
+"""…and may not outlive it by more than this: claims are kept longer than authorizations live (B14, C07)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceInfo:
+    """x402 v2 ``resource``. On the way in it is display only, never authority."""
+
+    url: str
+    description: str = ""
+    mime_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentRequirements:
+    """One entry of ``accepts[]``: an offer. ``amount`` in atomic units of ``asset`` on ``network`` (CAIP-2)."""
+
+    scheme: str
+    network: str
+    amount: int
+    asset: str
+    pay_to: str
+    max_timeout_seconds: int
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentRequired:
+    """A parsed 402 challenge, v1 or v2 on the wire."""
+
+    x402_version: int
+    accepts: tuple[PaymentRequirements, ...]
+    resource: ResourceInfo | None = None
+    error: str = ""
+    extensions: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    raw_accepts: tuple[Json, ...] = ()
+    """The entries as they came, to be echoed unchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentPayload:
+    """A parsed payment header. v1 has no ``accepted``; its scheme and network stand at the top."""
+
+    x402_version: int
+    scheme: str
+    network: str
+    payload: Json
+    accepted: PaymentRequirements | None = None
+    resource: ResourceInfo | None = None
+    extensions: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    raw: Json = field(default_factory=dict[str, Any])
+
+    @property
+    def quote(self) -> str:
+        """The challenge's quote as the client echoed it, or an empty string."""
+        value = self.accepted.extra.get("quote") if self.accepted else None
+        return value if isinstance(value, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """A payment that passed its rail's offline check: what the flow knows of it, whatever the chain.
+
+    ``payment_id`` is unique over all protocols (one claim space, C09); ``payer`` is the one who signed; ``valid_until``
+    is when it can no longer land; ``body`` is the rail's own, opaque to the flow.
+    """
+
+    payment_id: str
+    network: str
+    asset: str
+    pay_to: str
+    payer: str
+    amount: int
+    valid_until: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A settlement that is about to be sent, stored before it is (I9).
+
+    ``reference`` is what a person can look up (a transaction hash; empty through a facilitator that did not say one);
+    ``blob`` is all that the rail needs to send the very same thing again.
+    """
+
+    reference: str
+    blob: bytes
+    wallet: str = ""
+    nonce: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the chain, or the facilitator, says of a settlement: ``settled``, ``failed`` (certain) or ``pending``."""
+
+    state: str
+    reason: str = ""
+    reference: str = ""
+    block: int = 0
+    block_hash: str = ""
+    log_index: int = -1
+    final: bool = False
+    error: str = ""
+    resend: bool = False
+    """Whether sending the same thing again may help (dropped from the mempool, I-07)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The durable record that a payment is being used for a request: one row, see ledger/rules.py for its states."""
+
+    payment_id: str
+    state: str
+    fingerprint: bytes
+    credential: bytes
+    resource: str
+    network: str
+    asset: str
+    pay_to: str
+    payer: str
+    amount: int
+    valid_until: int
+    created_at: int
+    deadline: int
+    confirmations: int = 0
+    owner: str = ""
+    lease_until: int = 0
+    attempts: int = 0
+    reference: str = ""
+    intent: bytes = b""
+    wallet: str = ""
+    nonce: int = -1
+    block: int = 0
+    block_hash: str = ""
+    log_index: int = -1
+    final: int = 0
+    settled_at: int = 0
+    served_at: int = 0
+    next_check: int = 0
+    status: int = 0
+    headers: bytes = b""
+    body: bytes | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementResponse:
+    """The receipt: content of PAYMENT-RESPONSE and of a facilitator's /settle answer (wire.md 1.4)."""
+
+    success: bool
+    network: str
+    transaction: str = ""
+    payer: str = ""
+    amount: int | None = None
+    error_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResponse:
+    """A facilitator's /verify answer (wire.md 1.4)."""
+
+    is_valid: bool
+    payer: str = ""
+    invalid_reason: str = ""

@@ -1,0 +1,264 @@
+"""``exact`` on EVM chains by EIP-3009: the offline half (wire.md 2.1, 2.2). Pure: no I/O, no clock.
+
+``check`` decides in this order, with the published reason strings; a payload with several faults gets the first:
+
+     1  scheme is exact                              unsupported_scheme
+     2  network is the offer's                       network_mismatch
+     3  to == payTo                                  invalid_exact_evm_payload_recipient_mismatch
+     4  value == amount, exactly                     invalid_exact_evm_payload_authorization_value_mismatch
+     5  validBefore >= now + 6 s                     invalid_exact_evm_payload_authorization_valid_before
+     6  validBefore <= now + VALID_FOR_MAX (B14)     invalid_exact_evm_payload_authorization_valid_before
+     7  validAfter <= now                            invalid_exact_evm_payload_authorization_valid_after
+     8  from is no precompile, and not payTo (B10)   invalid_exact_evm_payload_authorization_from
+     9  signature: 65 bytes, low s (B04), v in 0 1 27 28, by ``from``
+                                                     invalid_exact_evm_payload_signature
+
+A signature that is not by ``from`` itself may be a contract wallet's: that, bytecode and simulation are the chain's to say
+(evm_chain.py). Sources: EIP-3009, EIP-712, EIP-2, x402 ``scheme_exact_evm``.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import MalformedPayment, MissingExtra, PaymentRefused
+from ..model import VALID_FOR_MAX, VALID_FOR_MIN, Authorization, Json, PaymentPayload, PaymentRequirements
+from ..money import MAX_AMOUNT, UINT256_MAX, Asset, parse_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Transfer", "chain_id", "check", "checksum", "digest", "is_eoa_signature", "keccak", "parse", "sign_digest"]
+
+ERC6492_SUFFIX: Final = bytes.fromhex("6492" * 16)
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
+_NONCE: Final = re.compile(r"0x[0-9a-fA-F]{64}\Z", re.ASCII)
+_SIGNATURE: Final = re.compile(r"0x(?:[0-9a-fA-F]{2}){1,4096}\Z", re.ASCII)
+_HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
+_PRECOMPILES: Final = 0x10000
+"""Addresses below this are precompiles or reserved for them (B10)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A ``transferWithAuthorization`` as signed; ``signature`` as bytes, its v normalised to 27 or 28 when it has one."""
+
+    payer: str
+    to: str
+    value: int
+    valid_after: int
+    valid_before: int
+    nonce: bytes
+    signature: bytes
+
+    @property
+    def is_wrapped(self) -> bool:
+        """ERC-6492: a signature for a wallet that is not deployed yet, with its factory's call."""
+        return self.signature.endswith(ERC6492_SUFFIX)
+
+
+@functools.cache
+def _sha3() -> Callable[[bytes], Any]:
+    try:
+        from sha3 import keccak_256
+    except ImportError as e:
+        raise MissingExtra("evm", "safe-pysha3") from e
+    return keccak_256  # type: ignore[no-any-return]  # the package has no types
+
+
+def keccak(data: bytes) -> bytes:
+    """Keccak-256, as Ethereum uses it."""
+    return _sha3()(data).digest()  # type: ignore[no-any-return]
+
+
+def chain_id(network: str) -> int:
+    """The chain id in a CAIP-2 ``eip155:…`` network; ``ValueError`` for anything else."""
+    namespace, _, reference = network.partition(":")
+    if namespace != "eip155":
+        raise ValueError("not an EVM network")
+    return parse_atomic(reference)
+
+
+def checksum(address: str) -> str:
+    """The EIP-55 spelling of an address."""
+    lower = address[2:].lower()
+    hashed = keccak(lower.encode()).hex()
+    return "0x" + "".join(c.upper() if int(h, 16) > 7 else c for c, h in zip(lower, hashed, strict=False))
+
+
+_TYPE: Final = b"TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+_DOMAIN: Final = b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+_hashed: dict[object, bytes] = {}
+
+
+def _word(value: int) -> bytes:
+    return value.to_bytes(32, "big")
+
+
+def _address_word(address: str) -> bytes:
+    return bytes(12) + bytes.fromhex(address[2:])
+
+
+def domain_separator(asset: Asset) -> bytes:
+    """EIP-712's domain separator of a token, computed once for each asset."""
+    found = _hashed.get(asset)
+    if found is None:
+        parts = keccak(_DOMAIN) + keccak(asset.name.encode()) + keccak(asset.version.encode())
+        found = keccak(parts + _word(chain_id(asset.network)) + _address_word(asset.address))
+        _hashed[asset] = found
+    return found
+
+
+def digest(transfer: Transfer, asset: Asset) -> bytes:
+    """What the payer signs: EIP-712 over EIP-3009's TransferWithAuthorization."""
+    type_hash = _hashed.get("type")
+    if type_hash is None:
+        type_hash = _hashed["type"] = keccak(_TYPE)
+    struct = b"".join(
+        (
+            type_hash,
+            _address_word(transfer.payer),
+            _address_word(transfer.to),
+            _word(transfer.value),
+            _word(transfer.valid_after),
+            _word(transfer.valid_before),
+            transfer.nonce,
+        )
+    )
+    return keccak(b"\x19\x01" + domain_separator(asset) + keccak(struct))
+
+
+@functools.cache
+def _coincurve() -> Any:
+    try:
+        import coincurve
+    except ImportError as e:
+        raise MissingExtra("evm", "coincurve") from e
+    return coincurve
+
+
+def _address(public_key: Any) -> str:
+    return "0x" + keccak(public_key.format(compressed=False)[1:])[12:].hex()
+
+
+def recover(message: bytes, signature: bytes) -> str | None:
+    """The address (lower case) that made a 65-byte signature over a digest, or None when it is no valid signature."""
+    recoverable = signature[:64] + bytes((signature[64] - 27,))
+    try:
+        key = _coincurve().PublicKey.from_signature_and_message(recoverable, message, hasher=None)
+    except ValueError:
+        return None
+    return _address(key)
+
+
+def sign_digest(private_key: bytes, message: bytes) -> bytes:
+    """65 bytes r, s, v (27 or 28), low s, deterministic (RFC 6979)."""
+    made: bytes = _coincurve().PrivateKey(private_key).sign_recoverable(message, hasher=None)
+    return made[:64] + bytes((made[64] + 27,))
+
+
+def address_of(private_key: bytes) -> str:
+    """The EIP-55 address of a private key."""
+    return checksum(_address(_coincurve().PrivateKey(private_key).public_key))
+
+
+def is_eoa_signature(transfer: Transfer, asset: Asset) -> bool:
+    """Whether the signature is by the key of ``from`` itself; decided by libsecp256k1, offline."""
+    return len(transfer.signature) == 65 and recover(digest(transfer, asset), transfer.signature) == transfer.payer
+
+
+def _time(value: object) -> int:
+    """validAfter and validBefore: decimal strings, or JSON numbers (Katana, wire.md 1.6 row 8)."""
+    number = value if isinstance(value, int) and not isinstance(value, bool) else parse_atomic(value)
+    if not 0 <= number < 2**64:
+        raise ValueError("a time out of range")
+    return number
+
+
+def _match(pattern: re.Pattern[str], value: object, what: str) -> str:
+    if not isinstance(value, str) or not pattern.match(value):
+        raise ValueError(f"{what} is not as it must be")
+    return value
+
+
+def _signature(value: object) -> bytes:
+    made = bytes.fromhex(_match(_SIGNATURE, value, "signature")[2:])
+    if len(made) == 65 and made[64] < 2:
+        made = made[:64] + bytes((made[64] + 27,))
+    return made
+
+
+def _transfer(payload: Json) -> Transfer:
+    authorization = payload.get("authorization")
+    if not isinstance(authorization, dict):
+        raise ValueError("authorization is missing")
+    fields: Json = authorization  # pyright: ignore[reportUnknownVariableType]  # JSON
+    value = parse_atomic(fields.get("value"))
+    if value > UINT256_MAX:
+        raise ValueError("value is out of range")
+    return Transfer(
+        payer=_match(_ADDRESS, fields.get("from"), "from").lower(),
+        to=_match(_ADDRESS, fields.get("to"), "to").lower(),
+        value=value,
+        valid_after=_time(fields.get("validAfter")),
+        valid_before=_time(fields.get("validBefore")),
+        nonce=bytes.fromhex(_match(_NONCE, fields.get("nonce"), "nonce")[2:]),
+        signature=_signature(payload.get("signature")),
+    )
+
+
+def parse(payment: PaymentPayload, offer: PaymentRequirements) -> Authorization:
+    """Read an EIP-3009 payload (wire.md 1.3). Raises ``MalformedPayment``; nothing else is looked at."""
+    try:
+        transfer = _transfer(payment.payload)
+        chain = chain_id(offer.network)
+    except ValueError as e:
+        raise MalformedPayment("invalid_payload", detail=str(e)) from e
+    token = offer.asset.lower()
+    return Authorization(
+        payment_id=f"evm:{chain}:{token}:{transfer.payer}:0x{transfer.nonce.hex()}",
+        network=offer.network,
+        asset=offer.asset,
+        pay_to=offer.pay_to,
+        payer=checksum(transfer.payer),
+        amount=min(transfer.value, MAX_AMOUNT),
+        valid_until=transfer.valid_before,
+        body=transfer,
+    )
+
+
+def check(authorization: Authorization, offer: PaymentRequirements, payment_network: str, now: int) -> Transfer:
+    """Checks 2 to 9 of the table above, the contract wallets' signatures aside. Raises ``PaymentRefused``."""
+    transfer = authorization.body
+    assert isinstance(transfer, Transfer)
+    reason = _fault(transfer, offer, now)
+    if payment_network != offer.network:
+        reason = "network_mismatch"
+    if reason:
+        raise PaymentRefused(reason)
+    return transfer
+
+
+def _fault(transfer: Transfer, offer: PaymentRequirements, now: int) -> str:
+    prefix = "invalid_exact_evm_payload_"
+    if transfer.to != offer.pay_to.lower():
+        return prefix + "recipient_mismatch"
+    if transfer.value != offer.amount:
+        return prefix + "authorization_value_mismatch"
+    if not now + VALID_FOR_MIN <= transfer.valid_before <= now + VALID_FOR_MAX:
+        return prefix + "authorization_valid_before"
+    if transfer.valid_after > now:
+        return prefix + "authorization_valid_after"
+    if int(transfer.payer, 16) < _PRECOMPILES or transfer.payer == transfer.to:
+        return prefix + "authorization_from"
+    return prefix + "signature" if not _is_well_formed(transfer.signature) else ""
+
+
+def _is_well_formed(signature: bytes) -> bool:
+    """Bytes of another length are a contract wallet's; 65 must be a canonical ECDSA signature (EIP-2)."""
+    if len(signature) == 65:
+        return signature[64] in (27, 28) and int.from_bytes(signature[32:64], "big") <= _HALF_ORDER
+    return len(signature) > 65

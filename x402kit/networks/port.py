@@ -1,0 +1,109 @@
+"""The port between the flow and any place where money moves.
+
+The flow knows a rail only by this. ``parse`` and ``check`` are pure; the rest talks to a chain or a facilitator. A rail
+never decides what a failure means for the claim beyond the three words of ``Outcome``: settled, failed (certain), pending.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
+from ..money import Asset
+
+__all__ = ["Nonces", "Rail"]
+
+
+class Nonces(Protocol):
+    """The durable allocator of transaction nonces, shared by all processes that use one wallet (B15)."""
+
+    async def take_nonce(self, wallet: str, payment_id: str, floor: int) -> int:
+        """The lowest free nonce of ``wallet``, at least ``floor`` (the chain's pending count), for this payment alone."""
+        ...
+
+    async def free_nonce(self, wallet: str, nonce: int) -> None:
+        """Give a nonce back: certain that nothing was broadcast with it."""
+        ...
+
+
+class Rail(Protocol):
+    """One way to be paid: an asset on a network, to one recipient."""
+
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def network(self) -> str:
+        """CAIP-2."""
+        ...
+
+    @property
+    def asset(self) -> Asset: ...
+    @property
+    def pay_to(self) -> str: ...
+    @property
+    def confirmations(self) -> int:
+        """Blocks on top of the settlement's own before it counts, unless the price says otherwise."""
+        ...
+
+    @property
+    def final_depth(self) -> int:
+        """Blocks after which a settlement is no longer watched for a reorganisation (I-08)."""
+        ...
+
+    def extra(self) -> Json:
+        """What an offer's ``extra`` must hold for standard clients (EIP-712 name and version, a fee payer)."""
+        ...
+
+    def surcharge(self) -> int:
+        """Atomic units added to every offer for the settlement's own cost; constant inside a window, 0 when not asked for."""
+        ...
+
+    def surcharges(self) -> tuple[int, ...]:
+        """This window's surcharge, and the one before while its challenges live."""
+        ...
+
+    def parse(self, payment: PaymentPayload, offer: PaymentRequirements) -> Authorization:
+        """Read the scheme's own payload. Raises ``MalformedPayment`` (400). Pure; no signature is looked at."""
+        ...
+
+    def check(self, authorization: Authorization, offer: PaymentRequirements, now: int) -> None:
+        """All that can be decided offline. Raises ``PaymentRefused`` with a published reason (402). Pure."""
+        ...
+
+    async def start(self) -> None:
+        """Connect, and refuse a set-up that can't work (wrong chain id). Raises ``ConfigError``."""
+        ...
+
+    async def ready(self) -> None:
+        """Raises ``RailUnavailable`` when a settlement could not be paid for now (B16); cached for some seconds."""
+        ...
+
+    async def verify(self, authorization: Authorization, offer: PaymentRequirements) -> None:
+        """All that needs the chain: contract signatures, simulation. Sends nothing.
+
+        Raises ``PaymentRefused`` (certain, 402), ``PaymentUsed`` (its nonce is spent and the money is the recipient's, 403),
+        ``RailUnavailable`` (503).
+        """
+        ...
+
+    async def prepare(self, authorization: Authorization, offer: PaymentRequirements, nonces: Nonces) -> Intent:
+        """Build and sign what ``send`` will send, so that it can be stored first. Sends nothing; ``RailUnavailable``."""
+        ...
+
+    async def send(self, intent: Intent) -> Outcome:
+        """Send it, or send the very same thing again. Never raises for the far side's faults: what is not certain is pending."""
+        ...
+
+    async def discard(self, intent: Intent, nonces: Nonces) -> None:
+        """An intent that was never sent, or was certainly refused: release what it holds."""
+        ...
+
+    async def outcome(self, claim: Claim) -> Outcome:
+        """Look at the chain for what became of a claim in ``sent``, ``unknown`` or ``settled``. Pending when it can't be seen."""
+        ...
+
+    async def wait(self, claim: Claim, seconds: float) -> Outcome:
+        """``outcome``, repeated until it is no longer pending or the time is over."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,119 @@
+"""The one strict reader of base64 and JSON from outside (A12). No I/O; every fault is a ``ValueError``.
+
+Base64: the standard or the URL-safe alphabet (not both in one value), padded or not padded at all; half a padding, inner
+junk and trailing bits that are not zero are refused. JSON: UTF-8, no duplicate keys, no NaN, no number that is not an
+integer unless asked for, at most 78 digits, nesting as in ``model.NESTING_MAX``.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from typing import Any, NoReturn
+
+from ..model import NESTING_MAX, Json
+
+__all__ = ["b64decode", "b64encode", "b64url", "b64url_decode", "dump_json", "parse_json", "parse_object"]
+
+_DIGITS_MAX = 78
+
+
+def b64encode(data: bytes) -> str:
+    """Standard alphabet, padded: what we emit."""
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
+
+
+def b64url(data: bytes) -> str:
+    """URL-safe alphabet, not padded: for tokens of our own."""
+    return b64encode(data).rstrip("=").replace("+", "-").replace("/", "_")
+
+
+def b64url_decode(text: str) -> bytes:
+    """The inverse of ``b64url``; anything else is a ``ValueError``."""
+    if "+" in text or "/" in text or "=" in text:
+        raise ValueError("not URL-safe base64")
+    return b64decode(text)
+
+
+def b64decode(text: str) -> bytes:
+    """Read canonical base64 in either alphabet."""
+    if "-" in text or "_" in text:
+        if "+" in text or "/" in text:
+            raise ValueError("two base64 alphabets in one value")
+        text = text.replace("-", "+").replace("_", "/")
+    if len(text) % 4:
+        if text.endswith("="):
+            raise ValueError("base64 padding is wrong")
+        text += "=" * (-len(text) % 4)
+    try:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except (binascii.Error, UnicodeError) as e:
+        raise ValueError("not base64") from e
+    if len(data) % 3 and b64encode(data) != text:
+        raise ValueError("base64 is not canonical")
+    return data
+
+
+def dump_json(value: Any) -> bytes:
+    """Compact ASCII JSON: safe inside a header as it is (A14)."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> Json:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("duplicate key")
+    return made
+
+
+def _constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGITS_MAX or text == "-0":
+        raise ValueError("number out of range")
+    return int(text)
+
+
+def _no_float(_: str) -> NoReturn:
+    raise ValueError("only integers are allowed")
+
+
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_pairs, parse_constant=_constant, parse_int=_integer, parse_float=_no_float
+)
+_FLOATS = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant, parse_int=_integer)
+
+
+def _check_nesting(text: str) -> None:
+    if text.count("[") + text.count("{") <= NESTING_MAX:
+        return
+    depth = 0
+    inside = escaped = False
+    for char in text:
+        if inside:
+            inside, escaped = escaped or char != '"', char == "\\" and not escaped
+        elif char == '"':
+            inside = True
+        elif char in "[{":
+            depth += 1
+            if depth > NESTING_MAX:
+                raise ValueError("nested too deeply")
+        elif char in "]}":
+            depth -= 1
+
+
+def parse_json(data: bytes, *, floats: bool = False) -> Any:
+    """Read one JSON document strictly. ``floats`` lets other numbers through where no money is read from them."""
+    text = data.decode("utf-8")
+    _check_nesting(text)
+    return (_FLOATS if floats else _STRICT).decode(text)
+
+
+def parse_object(data: bytes, *, floats: bool = False) -> Json:
+    """As ``parse_json``, and the document must be an object."""
+    value = parse_json(data, floats=floats)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value  # pyright: ignore[reportUnknownVariableType]  # JSON
