@@ -40,7 +40,7 @@ def parse_atomic(text: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A token on a network: ``address`` as on the wire, ``decimals`` and EIP-712 domain from our table, never theirs."""
+    """A token on a network: ``address`` as on the wire, ``decimals`` and domain from our table, never theirs."""
 
     network: str
     address: str

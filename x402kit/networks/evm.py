@@ -13,8 +13,8 @@
      9  signature: 65 bytes, low s (B04), v in 0 1 27 28, by ``from``
                                                      invalid_exact_evm_payload_signature
 
-A signature that is not by ``from`` itself may be a contract wallet's: that, bytecode and simulation are the chain's to say
-(evm_chain.py). Sources: EIP-3009, EIP-712, EIP-2, x402 ``scheme_exact_evm``.
+A signature that is not by ``from`` itself may be a contract wallet's: that, bytecode and simulation are the chain's
+to say (evm_chain.py). Sources: EIP-3009, EIP-712, EIP-2, x402 ``scheme_exact_evm``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PRECOMPILES: Final = 0x10000
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A ``transferWithAuthorization`` as signed; ``signature`` as bytes, its v normalised to 27 or 28 when it has one."""
+    """A ``transferWithAuthorization`` as signed; ``signature`` has its v, where it has one, as 27 or 28."""
 
     payer: str
     to: str
@@ -89,7 +89,10 @@ def checksum(address: str) -> str:
     return "0x" + "".join(c.upper() if int(h, 16) > 7 else c for c, h in zip(lower, hashed, strict=False))
 
 
-_TYPE: Final = b"TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+_TYPE: Final = (
+    b"TransferWithAuthorization(address from,address to,uint256 value,"
+    b"uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+)
 _DOMAIN: Final = b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 _hashed: dict[object, bytes] = {}
 

@@ -1,7 +1,7 @@
 """The port between the flow and any place where money moves.
 
-The flow knows a rail only by this. ``parse`` and ``check`` are pure; the rest talks to a chain or a facilitator. A rail
-never decides what a failure means for the claim beyond the three words of ``Outcome``: settled, failed (certain), pending.
+The flow knows a rail only by this. ``parse`` and ``check`` are pure; the rest talks to a chain or a facilitator. What a
+rail says of a settlement is one of the three words of ``Outcome``: settled, failed (certain), pending.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Nonces(Protocol):
     """The durable allocator of transaction nonces, shared by all processes that use one wallet (B15)."""
 
     async def take_nonce(self, wallet: str, payment_id: str, floor: int) -> int:
-        """The lowest free nonce of ``wallet``, at least ``floor`` (the chain's pending count), for this payment alone."""
+        """The lowest free nonce of ``wallet``, at least ``floor`` (the chain's pending count), for this payment."""
         ...
 
     async def free_nonce(self, wallet: str, nonce: int) -> None:
@@ -55,7 +55,7 @@ class Rail(Protocol):
         ...
 
     def surcharge(self) -> int:
-        """Atomic units added to every offer for the settlement's own cost; constant inside a window, 0 when not asked for."""
+        """Atomic units added to every offer for the settlement's cost; constant inside a window, 0 if not asked for."""
         ...
 
     def surcharges(self) -> tuple[int, ...]:
@@ -81,17 +81,17 @@ class Rail(Protocol):
     async def verify(self, authorization: Authorization, offer: PaymentRequirements) -> None:
         """All that needs the chain: contract signatures, simulation. Sends nothing.
 
-        Raises ``PaymentRefused`` (certain, 402), ``PaymentUsed`` (its nonce is spent and the money is the recipient's, 403),
-        ``RailUnavailable`` (503).
+        Raises ``PaymentRefused`` (certain, 402), ``PaymentUsed`` (its nonce is spent and the recipient
+        has the money, 403), ``RailUnavailable`` (503).
         """
         ...
 
     async def prepare(self, authorization: Authorization, offer: PaymentRequirements, nonces: Nonces) -> Intent:
-        """Build and sign what ``send`` will send, so that it can be stored first. Sends nothing; ``RailUnavailable``."""
+        """Build and sign what ``send`` will send, to be stored first. Sends nothing; ``RailUnavailable``."""
         ...
 
     async def send(self, intent: Intent) -> Outcome:
-        """Send it, or send the very same thing again. Never raises for the far side's faults: what is not certain is pending."""
+        """Send it, or send the very same thing again. The far side's faults are no exceptions: what is not certain is pending."""
         ...
 
     async def discard(self, intent: Intent, nonces: Nonces) -> None:
@@ -99,7 +99,7 @@ class Rail(Protocol):
         ...
 
     async def outcome(self, claim: Claim) -> Outcome:
-        """Look at the chain for what became of a claim in ``sent``, ``unknown`` or ``settled``. Pending when it can't be seen."""
+        """What became of a claim in ``sent``, ``unknown`` or ``settled``; pending when that can't be seen."""
         ...
 
     async def wait(self, claim: Claim, seconds: float) -> Outcome:

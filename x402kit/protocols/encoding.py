@@ -1,7 +1,7 @@
 """The one strict reader of base64 and JSON from outside (A12). No I/O; every fault is a ``ValueError``.
 
-Base64: the standard or the URL-safe alphabet (not both in one value), padded or not padded at all; half a padding, inner
-junk and trailing bits that are not zero are refused. JSON: UTF-8, no duplicate keys, no NaN, no number that is not an
+Base64: the standard or the URL-safe alphabet (not both in one value), padded or not at all; half a padding, inner junk
+and trailing bits that are not zero are refused. JSON: UTF-8, no duplicate keys, no NaN, no number that is not an
 integer unless asked for, at most 78 digits, nesting as in ``model.NESTING_MAX``.
 """
 
