@@ -20,7 +20,7 @@ help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: .venv/.ready node_modules/.ready $(PEER_STAMPS) ## make .venv, the tools and the local chain's parts
-	@$(BIN)/python -m x402kit.devnet.packages
+	@$(BIN)/python -c 'from x402kit.devnet.packages import installed; installed()'
 
 demo: setup ## start local chains and a priced endpoint, and pay it
 	@$(BIN)/x402kit demo

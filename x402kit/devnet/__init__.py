@@ -1,0 +1,6 @@
+"""Local chains with funded accounts, for demos and tests. Nothing here touches real money or leaves this machine."""
+
+from .errors import ChainRefused, DevnetError, ToolMissing
+from .evm import EvmAccount, EvmDevnet
+
+__all__ = ["ChainRefused", "DevnetError", "EvmAccount", "EvmDevnet", "ToolMissing"]
