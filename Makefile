@@ -14,13 +14,17 @@ PEERS := $(wildcard tests/peers/requirements.lock tests/peers/package-lock.json)
 PEER_STAMPS := $(patsubst tests/peers/requirements.lock,.venv-peers/.ready,\
 	$(patsubst tests/peers/package-lock.json,tests/peers/node_modules/.ready,$(PEERS)))
 
-.PHONY: help setup demo test check format coverage bench lock clean
+.PHONY: help setup parts demo test check format coverage bench lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-setup: .venv/.ready node_modules/.ready $(PEER_STAMPS) ## make .venv, the tools and the local chain's parts
+setup: ## make .venv, the tools and the local chain's parts
+	@$(MAKE) --no-print-directory -j2 parts
 	@$(BIN)/python -c 'from x402kit.devnet.packages import installed; installed()'
+
+parts: .venv/.ready node_modules/.ready $(PEER_STAMPS)
+	@:
 
 demo: setup ## start local chains and a priced endpoint, and pay it
 	@$(BIN)/x402kit demo

@@ -18,6 +18,7 @@ from eth_account import Account
 
 from x402kit.devnet import ChainRefused, DevnetError, EvmAccount, EvmDevnet, ToolMissing, packages
 from x402kit.devnet.contracts import encode, selector
+from x402kit.devnet.process import Server
 
 BASE_USDC = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"
 BASE_SEPARATOR = "0x02fa7265e7c5d81118673727957699e4d68f74cd74b7db77da710fe8a2c7834f"
@@ -256,3 +257,33 @@ def test_a_failed_fetch_leaves_no_half_installed_folder(tmp_path: Path, monkeypa
     with pytest.raises(ToolMissing, match="no network"):
         packages.token_artifacts()
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_packages_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    npm = tmp_path / "npm"
+    binary = "node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
+    npm.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls; test -f package-lock.json || exit 1\n'
+        f"mkdir -p {os.path.dirname(binary)}; touch {binary}\n"
+    )
+    npm.chmod(0o755)
+    monkeypatch.setenv("X402KIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert packages.installed() == packages.installed()
+    assert packages.anvil().is_relative_to(tmp_path / "cache")
+    (call_,) = (tmp_path / "calls").read_text().splitlines()
+    assert call_.startswith("ci --ignore-scripts ")
+    assert [entry.name.startswith("devnet-") for entry in (tmp_path / "cache").iterdir()] == [True]
+
+
+def test_a_server_that_ends_at_start_shows_what_it_said() -> None:
+    with pytest.raises(DevnetError, match="port in use"):
+        Server(("sh", "-c", "echo port in use; exit 1"), ready="Listening")
+
+
+@pytest.mark.parametrize(
+    ("signature", "argument"), [("f(bytes32)", b"short"), ("f(string)", 1), ("f(bool)", "yes"), ("f()", 1)]
+)
+def test_arguments_that_do_not_fit_are_refused(signature: str, argument: str | bytes | int) -> None:
+    with pytest.raises(ValueError, match=r"is no|has no length|zip"):
+        encode(signature, argument)
