@@ -66,7 +66,7 @@ def _sha3() -> Callable[[bytes], Any]:
         from sha3 import keccak_256
     except ImportError as e:
         raise MissingExtra("evm", "safe-pysha3") from e
-    return keccak_256  # type: ignore[no-any-return]  # the package has no types
+    return keccak_256
 
 
 def keccak(data: bytes) -> bytes:
