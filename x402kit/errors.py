@@ -4,8 +4,10 @@
       ConfigError               the seller's or payer's set-up is wrong; raised at start
         MissingExtra            a rail's packages are not installed
         UnmatchedRule           a price names no route of the app (A10)
+        Unguarded               a priced endpoint ran without the gate; it refuses
       ServerError               what the gate answers to a caller; each has a status and a code
-        MalformedPayment    400 the credential can't be read, or two of them came
+        BadRequest          400 the request can't be priced
+          MalformedPayment  400 the credential can't be read, or two of them came
         PaymentRefused      402 certain that no money moved; a fresh challenge goes with it
         PaymentUsed         403 the payment is spent, or bound to another request
         RequestTimeout      408 the body did not arrive in time
@@ -32,6 +34,7 @@ from __future__ import annotations
 from typing import Literal
 
 __all__ = [
+    "BadRequest",
     "BodyTooLarge",
     "ConfigError",
     "HeaderTooLarge",
@@ -51,6 +54,7 @@ __all__ = [
     "ServerError",
     "TooDear",
     "TooManyRequests",
+    "Unguarded",
     "UnmatchedRule",
     "UnreplayableBody",
     "X402KitError",
@@ -81,6 +85,10 @@ class UnmatchedRule(ConfigError):
     """A price is set for something that is no route of the app."""
 
 
+class Unguarded(ConfigError):
+    """A priced endpoint was reached without its payment: the gate is not around the app. The endpoint did not run."""
+
+
 class ServerError(X402KitError):
     """What a caller is answered. ``reason`` is a published reason string; it never holds secrets or upstream text."""
 
@@ -96,8 +104,13 @@ class ServerError(X402KitError):
         super().__init__(self.reason)
 
 
-class MalformedPayment(ServerError):
-    status, code = 400, "payment-malformed"
+class BadRequest(ServerError):
+    status, code = 400, "bad-request"
+    hint = "The request can't be priced. Nothing was settled."
+
+
+class MalformedPayment(BadRequest):
+    code = "payment-malformed"
     hint = "Send exactly one well-formed payment header. Nothing was settled."
 
 

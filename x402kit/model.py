@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 __all__ = [
     "BODY_MAX",
@@ -157,14 +157,18 @@ class Outcome:
     block_hash: str = ""
     log_index: int = -1
     final: bool = False
-    error: str = ""
+    never_sent: bool = False
+    """Certain that nothing was broadcast, so that what the intent holds (a nonce) can be given back."""
     resend: bool = False
     """Whether sending the same thing again may help (dropped from the mempool, I-07)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The durable record that a payment is being used for a request: one row, see ledger/rules.py for its states."""
+class Claim(NamedTuple):
+    """The durable record that a payment is being used for a request: one row, see ledger/rules.py for its states.
+
+    A named tuple, in the order of the store's columns. ``fingerprint`` is a digest of the request, ``credential`` one of
+    the payment as it was spelled; ``deadline`` is when a settled payment stops waiting to be served.
+    """
 
     payment_id: str
     state: str
@@ -197,6 +201,7 @@ class Claim:
     status: int = 0
     headers: bytes = b""
     body: bytes | None = None
+    kept_until: int = 0
     reason: str = ""
 
 

@@ -91,7 +91,7 @@ class Rail(Protocol):
         ...
 
     async def send(self, intent: Intent) -> Outcome:
-        """Send it, or send the very same thing again. The far side's faults are no exceptions: what is not certain is pending."""
+        """Send it, or the very same thing again. The far side's faults don't raise: what is not certain is pending."""
         ...
 
     async def discard(self, intent: Intent, nonces: Nonces) -> None:

@@ -86,8 +86,8 @@ _STRICT = json.JSONDecoder(
 _FLOATS = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant, parse_int=_integer)
 
 
-def _check_nesting(text: str) -> None:
-    if text.count("[") + text.count("{") <= NESTING_MAX:
+def _check_nesting(text: str, most: int) -> None:
+    if text.count("[") + text.count("{") <= most:
         return
     depth = 0
     inside = escaped = False
@@ -98,16 +98,16 @@ def _check_nesting(text: str) -> None:
             inside = True
         elif char in "[{":
             depth += 1
-            if depth > NESTING_MAX:
+            if depth > most:
                 raise ValueError("nested too deeply")
         elif char in "]}":
             depth -= 1
 
 
-def parse_json(data: bytes, *, floats: bool = False) -> Any:
+def parse_json(data: bytes, *, floats: bool = False, nesting: int = NESTING_MAX) -> Any:
     """Read one JSON document strictly. ``floats`` lets other numbers through where no money is read from them."""
     text = data.decode("utf-8")
-    _check_nesting(text)
+    _check_nesting(text, nesting)
     return (_FLOATS if floats else _STRICT).decode(text)
 
 

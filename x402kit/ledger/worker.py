@@ -1,0 +1,160 @@
+"""One thread that owns a SQLite connection: what waits together is executed in one transaction, with one fsync.
+
+Group commit: the thread takes all operations that are queued, runs them inside one ``BEGIN IMMEDIATE`` … ``COMMIT``, and
+answers each only after the commit. The event loop never touches the disk. An operation is a single statement, so one that
+fails leaves no trace and does not spoil the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import RailUnavailable, ServerError
+
+__all__ = ["Worker"]
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], Any]
+_Item = tuple[Operation, "asyncio.Future[Any]", asyncio.AbstractEventLoop]
+_Answer = tuple["asyncio.Future[Any]", Any, BaseException | None]
+_BATCH = 512
+
+
+def unavailable(error: sqlite3.Error) -> RailUnavailable:
+    """The typed error for a store that can't write now; the cause stays for the log, not for the answer (I11)."""
+    made = RailUnavailable("store_unavailable")
+    made.__cause__ = error
+    return made
+
+
+class Worker:
+    """Runs operations on one connection in one thread; ``transactions`` off is for a reader."""
+
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        *,
+        transactions: bool = True,
+        every: float | None = None,
+        tick: Operation | None = None,
+    ) -> None:
+        self._connect = connect
+        self._transactions = transactions
+        self._every = every
+        self._tick = tick
+        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
+        self._waiting: dict[asyncio.AbstractEventLoop, list[_Item]] = {}
+        self._thread = threading.Thread(target=self._run, name="x402kit-store", daemon=True)
+        self._started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Open the connection in the thread; raises what opening raised."""
+        self._thread.start()
+        error = self._started.get()
+        if error is not None:
+            raise error
+
+    def stop(self) -> None:
+        """Finish what is queued and close."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def submit(self, operation: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """Queue an operation; its future is done after the commit that holds it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        waiting = self._waiting.get(loop)
+        if waiting is None:
+            # Handed over once the loop has run all that is ready: waking the thread for each operation would make the
+            # two threads fight for the interpreter lock (measured: 1 100 instead of 9 000 claims a second).
+            waiting = self._waiting[loop] = []
+            loop.call_soon(self._hand_over, loop)
+        waiting.append((operation, future, loop))
+        return future
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._queue.put(self._waiting.pop(loop))
+
+    def _run(self) -> None:
+        try:
+            connection = self._connect()
+        except (sqlite3.Error, OSError, ServerError) as e:
+            self._started.put(e)
+            return
+        self._started.put(None)
+        going = True
+        while going:
+            batch, going = self._next()
+            _deliver(self._execute(connection, batch))
+        connection.close()
+
+    def _next(self) -> tuple[list[_Item], bool]:
+        batch: list[_Item] = []
+        try:
+            items = self._queue.get(timeout=self._every)
+            while True:
+                if items is None:
+                    return batch, False
+                batch += items
+                if len(batch) >= _BATCH:
+                    break
+                items = self._queue.get_nowait()
+        except queue.Empty:
+            pass
+        return batch, True
+
+    def _execute(self, connection: sqlite3.Connection, batch: list[_Item]) -> list[tuple[_Item, _Answer]]:
+        if not batch and self._tick is None:
+            return []
+        answers: list[tuple[_Item, _Answer]] = []
+        try:
+            if self._transactions:
+                connection.execute("BEGIN IMMEDIATE")
+            for item in batch:
+                answers.append((item, _one(connection, item)))
+            if self._tick is not None:
+                self._tick(connection)
+            if self._transactions:
+                connection.execute("COMMIT")
+        except sqlite3.Error as e:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            return [(item, (item[1], None, unavailable(e))) for item in batch]
+        return answers
+
+
+def _one(connection: sqlite3.Connection, item: _Item) -> _Answer:
+    operation, future, _ = item
+    try:
+        return future, operation(connection), None
+    except ServerError as e:
+        return future, None, e
+    except sqlite3.IntegrityError as e:
+        return future, None, unavailable(e)
+
+
+def _deliver(answers: list[tuple[_Item, _Answer]]) -> None:
+    loops: defaultdict[asyncio.AbstractEventLoop, list[_Answer]] = defaultdict(list)
+    for item, answer in answers:
+        loops[item[2]].append(answer)
+    for loop, mine in loops.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, mine)
+        except RuntimeError:  # the loop is closed: whoever asked is gone, and the commit stands
+            continue
+
+
+def _resolve(answers: list[_Answer]) -> None:
+    for future, value, error in answers:
+        if future.done():  # cancelled meanwhile; the commit stands, and every operation can be asked again (E03)
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)

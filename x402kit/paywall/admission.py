@@ -1,0 +1,260 @@
+"""From a payment header to the right to be served: parse, find the claim, check, claim, settle.
+
+The order is the point. Reading costs nothing and answers 400. A payment that is already claimed is answered by its claim
+alone (flow.py), before price or time are looked at: they may have changed since. A new one passes the offline checks
+before anything is asked of a chain, and the chain's before a row is written (C11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from ..errors import (
+    MalformedPayment,
+    OutcomeUnknown,
+    PaymentInProgress,
+    PaymentRefused,
+    PaymentUsed,
+    ServerError,
+    TooManyRequests,
+)
+from ..ledger.port import ClaimStore
+from ..model import Authorization, Claim, PaymentPayload, PaymentRequirements, SettlementResponse
+from ..money import Usd
+from ..networks.port import Rail
+from ..protocols.x402 import decode_header, parse_payment_payload
+from .binding import Binding
+from .challenge import Challenges
+from .flow import Step, next_step
+from .resource import Resource
+from .settlement import Settler
+
+__all__ = ["Admission", "Admissions", "receipt_of"]
+
+UNSERVED_SECONDS: Final = 24 * 3600
+"""How long a settled payment waits to be served before it is to become balance."""
+MAX_ATTEMPTS: Final = 8
+"""Times that one settled payment may start the handler, so that failing calls can't be had without end."""
+VERIFY_SLOTS: Final = 128
+"""Payments that may be under verification on the chain at once (I-13); the rest is told to wait."""
+
+Ceiling = Callable[[], Awaitable[Usd]]
+
+
+@dataclass(slots=True)
+class Admission:
+    """The right to be served once: a settled claim that we own, or a stored answer to ``replay``.
+
+    With ``settle="after"`` the claim is not settled yet, and ``finish`` settles it.
+    """
+
+    claim: Claim
+    x402_version: int
+    replay: bool = False
+    rail: Rail | None = None
+    authorization: Authorization | None = None
+    offer: PaymentRequirements | None = None
+
+    @property
+    def receipt(self) -> SettlementResponse:
+        return receipt_of(self.claim)
+
+
+def receipt_of(claim: Claim) -> SettlementResponse:
+    """The receipt of a settled claim."""
+    return SettlementResponse(True, claim.network, claim.reference, claim.payer, claim.amount)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A payment as it was shown for a request."""
+
+    resource: Resource
+    binding: Binding
+    raw: bytes
+    payment: PaymentPayload
+    ceiling: Ceiling
+
+    @property
+    def credential(self) -> bytes:
+        return hashlib.sha256(self.raw).digest()
+
+
+class Admissions:
+    """Admits payments. Every error it raises has the status that the contract demands."""
+
+    def __init__(self, store: ClaimStore, challenges: Challenges, settler: Settler) -> None:
+        self._store = store
+        self._challenges = challenges
+        self._settler = settler
+        self._verifying = 0
+        # An owner names one attempt: the process by its id and a random part, and a counter.
+        self._process = f"{os.getpid()}:{secrets.token_hex(4)}"
+        self._attempts = itertools.count()
+
+    async def admit(self, resource: Resource, binding: Binding, raw: bytes, ceiling: Ceiling) -> Admission:
+        """Admit the payment in ``raw`` to a request; ``ceiling`` works out the price when no quote is echoed."""
+        payment = _read(raw)
+        shown = Shown(resource, binding, raw, payment, ceiling)
+        candidates = self._challenges.candidates(payment)
+        if not candidates:
+            raise PaymentRefused("invalid_payment_requirements", detail="the payment is for none of the offers")
+        rail, offer = candidates[0]
+        authorization = rail.parse(payment, offer)
+        found = await self._store.get(authorization.payment_id)
+        if found is not None and found.state != "failed":
+            return await self._resume(shown, found, rail)
+        return await self._admit(shown, rail, offer, authorization)
+
+    async def _admit(
+        self, shown: Shown, rail: Rail, offer: PaymentRequirements, authorization: Authorization
+    ) -> Admission:
+        now = int(time.time())
+        self._challenges.check_echo(rail, shown.payment, shown.resource)
+        if not self._challenges.is_quoted(shown.payment, shown.resource, shown.binding, offer, now):
+            value = offer.amount if shown.payment.accepted is not None else authorization.amount
+            offer = self._challenges.afresh(rail, shown.resource, await shown.ceiling(), value)
+        rail.check(authorization, offer, now)
+        await rail.ready()
+        try:
+            await self._verify(rail, authorization, offer)
+        except (PaymentRefused, PaymentUsed):
+            # The same payment may have been settled meanwhile by another request: then its claim is the answer (I7).
+            found = await self._store.get(authorization.payment_id)
+            if found is None or found.state == "failed":
+                raise
+            return await self._resume(shown, found, rail)
+        claim = self._new_claim(shown, rail, offer, authorization, now)
+        row = await self._store.claim(claim)
+        if row.owner != claim.owner:
+            return await self._resume(shown, row, rail)
+        if shown.resource.settle == "after":
+            return Admission(row, shown.payment.x402_version, False, rail, authorization, offer)
+        return await self._settle(shown, row, rail, authorization, offer)
+
+    async def _verify(self, rail: Rail, authorization: Authorization, offer: PaymentRequirements) -> None:
+        if self._verifying >= VERIFY_SLOTS:
+            raise TooManyRequests("too_many_verifications")
+        self._verifying += 1
+        try:
+            await rail.verify(authorization, offer)
+        finally:
+            self._verifying -= 1
+
+    def _new_claim(
+        self, shown: Shown, rail: Rail, offer: PaymentRequirements, authorization: Authorization, now: int
+    ) -> Claim:
+        resource = shown.resource
+        return Claim(
+            payment_id=authorization.payment_id,
+            state="claimed",
+            fingerprint=shown.binding.fingerprint(),
+            credential=shown.credential,
+            resource=resource.id,
+            network=offer.network,
+            asset=offer.asset,
+            pay_to=offer.pay_to,
+            payer=authorization.payer,
+            amount=offer.amount,
+            valid_until=authorization.valid_until,
+            created_at=now,
+            deadline=now + UNSERVED_SECONDS,
+            confirmations=rail.confirmations if resource.confirmations is None else resource.confirmations,
+            owner=self._owner(),
+            attempts=1,
+            next_check=now,
+        )
+
+    def _owner(self) -> str:
+        return f"{self._process}:{next(self._attempts)}"
+
+    async def _settle(
+        self, shown: Shown, claim: Claim, rail: Rail, authorization: Authorization, offer: PaymentRequirements
+    ) -> Admission:
+        task = self._settler.settle(rail, authorization, offer, claim)
+        try:
+            settled = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # The caller is gone, the settlement goes on; its claim is free for the next showing (C03).
+            asyncio.ensure_future(self._release_after(task, claim))
+            raise
+        return Admission(self._settled(settled), shown.payment.x402_version)
+
+    async def _release_after(self, task: asyncio.Task[Claim], claim: Claim) -> None:
+        await asyncio.wait((task,))
+        await self._store.release(claim.payment_id, claim.owner)
+
+    @staticmethod
+    def _settled(claim: Claim) -> Claim:
+        """The claim if it is settled; the typed error of its state if it is not."""
+        if claim.state == "settled":
+            return claim
+        if claim.state == "failed":
+            raise PaymentRefused(claim.reason or "transaction_failed", reference=claim.reference)
+        raise OutcomeUnknown("settlement_pending", reference=claim.reference)
+
+    async def finish(self, admission: Admission) -> None:
+        """Settle what was served first (``settle="after"``); raises as settling first does, and then nothing is given."""
+        assert admission.rail and admission.authorization and admission.offer
+        task = self._settler.settle(admission.rail, admission.authorization, admission.offer, admission.claim)
+        admission.claim = self._settled(await asyncio.shield(task))
+
+    async def _resume(self, shown: Shown, claim: Claim, rail: Rail) -> Admission:
+        """Go on with a payment that has a claim already."""
+        step = next_step(
+            claim.state,
+            same_request=claim.fingerprint == shown.binding.fingerprint(),
+            same_spelling=claim.credential == shown.credential,
+        )
+        if step is Step.REFUSE:
+            raise PaymentUsed("payment_used", reference=claim.reference)
+        if step is Step.REPLAY:
+            return Admission(claim, shown.payment.x402_version, replay=True)
+        if step is Step.BUSY:
+            raise PaymentInProgress(reference=claim.reference)
+        taken = await self._store.take(claim.payment_id, claim.state, self._owner())
+        if taken is None:
+            return await self._lost(shown, claim)
+        if taken.attempts > MAX_ATTEMPTS and step is Step.SERVE:
+            await self._store.release(taken.payment_id, taken.owner)
+            raise PaymentUsed("too_many_attempts", reference=taken.reference)
+        if step is Step.LOOK:
+            taken = await self._look(taken)
+        elif step is Step.RESTART:
+            await self._store.free_nonces_of(taken.payment_id)
+            await self._store.move(taken.payment_id, "fail", taken.owner, reason="not_sent")
+            raise PaymentInProgress("payment_restarted")
+        return Admission(self._settled(taken), shown.payment.x402_version)
+
+    async def _lost(self, shown: Shown, claim: Claim) -> Admission:
+        """Someone else works on it, or has just finished."""
+        now = await self._store.get(claim.payment_id)
+        if now is not None and now.state in ("served", "credited"):
+            return Admission(now, shown.payment.x402_version, replay=True)
+        raise PaymentInProgress(reference=claim.reference)
+
+    async def _look(self, claim: Claim) -> Claim:
+        try:
+            after = await self._settler.look(claim)
+        except ServerError:
+            await self._store.release(claim.payment_id, claim.owner)
+            raise
+        if after.state != "settled":
+            await self._store.release(claim.payment_id, claim.owner)
+        return after
+
+
+def _read(raw: bytes) -> PaymentPayload:
+    try:
+        return parse_payment_payload(decode_header(raw.decode("ascii")))
+    except ValueError as e:
+        reason = "invalid_x402_version" if str(e) == "invalid_x402_version" else "invalid_payload"
+        raise MalformedPayment(reason, detail=str(e) if reason == "invalid_payload" else "") from e

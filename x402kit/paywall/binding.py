@@ -1,0 +1,99 @@
+"""What a payment is bound to, and the quote that carries it: stateless, an HMAC over everything (I10).
+
+A quote is ``base64url(expiry ‖ nonce ‖ mac)``. The mac covers, each part with its length before it so that no two tuples
+join alike (G08): method, origin, path, query, body digest where the price read the body, the resource, and the offer's
+scheme, network, asset, recipient and amount. Nothing is stored until a valid payment comes (C11).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..errors import ConfigError, PaymentRefused
+from ..model import LEEWAY_SECONDS, PaymentRequirements
+from ..protocols.encoding import b64url, b64url_decode
+
+__all__ = ["Binding", "Quotes"]
+
+_MAC_BYTES = 20
+_TOKEN_BYTES = 4 + 8 + _MAC_BYTES
+
+
+def _joined(*parts: bytes) -> bytes:
+    return b"".join([len(part).to_bytes(4, "big") + part for part in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One request, as far as a payment is bound to it. ``body`` is its digest, empty when the price did not read it."""
+
+    method: str
+    origin: str
+    path: str
+    query: bytes
+    resource: str
+    body: bytes = b""
+
+    def packed(self) -> bytes:
+        """All of it, injectively."""
+        return _joined(
+            self.method.encode("utf-8", "surrogateescape"),
+            self.origin.encode(),
+            self.path.encode("utf-8", "surrogateescape"),
+            self.query,
+            self.resource.encode(),
+            self.body,
+        )
+
+    def fingerprint(self) -> bytes:
+        """A digest that says whether two requests are the same one."""
+        return hashlib.sha256(self.packed()).digest()
+
+
+@lru_cache(maxsize=256)
+def _terms(scheme: str, network: str, asset: str, pay_to: str, amount: int) -> bytes:
+    return _joined(scheme.encode(), network.encode(), asset.encode(), pay_to.encode(), str(amount).encode())
+
+
+def _derive(secret: bytes) -> bytes:
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"x402kit quote v1").derive(secret)
+
+
+class Quotes:
+    """Makes and checks quotes. The first secret signs; all of them are accepted, so that one can be rotated (G09)."""
+
+    def __init__(self, *secrets: bytes) -> None:
+        if not secrets or any(len(secret) < 16 for secret in secrets):
+            raise ConfigError("the secret must have at least 16 bytes")
+        self._keys = [_derive(secret) for secret in secrets]
+
+    def make(self, packed: bytes, offer: PaymentRequirements, expiry: int) -> str:
+        """The quote of one offer for a packed binding, good until ``expiry``."""
+        head = expiry.to_bytes(4, "big") + os.urandom(8)
+        return b64url(head + self._mac(self._keys[0], head, packed, offer))
+
+    def check(self, quote: str, packed: bytes, offer: PaymentRequirements, now: int) -> None:
+        """Raises ``PaymentRefused``: not ours, for another request or other terms, or expired. No money moved."""
+        try:
+            token = b64url_decode(quote)
+        except ValueError:
+            token = b""
+        if len(token) != _TOKEN_BYTES:
+            raise PaymentRefused("quote_invalid")
+        head, mac = token[:12], token[12:]
+        if not any(hmac.compare_digest(self._mac(key, head, packed, offer), mac) for key in self._keys):
+            raise PaymentRefused("quote_mismatch")
+        if now > int.from_bytes(head[:4], "big") + LEEWAY_SECONDS:
+            raise PaymentRefused("quote_expired")
+
+    def _mac(self, key: bytes, head: bytes, packed: bytes, offer: PaymentRequirements) -> bytes:
+        terms = _terms(offer.scheme, offer.network, offer.asset, offer.pay_to, offer.amount)
+        message = b"".join((head, len(packed).to_bytes(4, "big"), packed, terms))
+        return hmac.digest(key, message, "sha256")[:_MAC_BYTES]

@@ -1,0 +1,181 @@
+"""Issue a challenge, and find the offer that a payment answers.
+
+The 402 answer is put together from text made once for each rail, since it is what every crawler asks for: one header in
+v2, one body in v1 for old clients, and a quote for each offer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..errors import BadRequest, PaymentRefused, ServerError
+from ..model import CHALLENGE_SECONDS, Json, PaymentPayload, PaymentRequirements
+from ..money import MAX_AMOUNT, Usd, format_units
+from ..networks.port import Rail
+from ..protocols.encoding import b64encode
+from ..protocols.x402 import v1_network
+from .binding import Binding, Quotes
+from .resource import Resource
+
+__all__ = ["Challenge", "Challenges"]
+
+_text = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A 402 answer: ``header`` for PAYMENT-REQUIRED (v2), ``body`` for clients of v1."""
+
+    header: bytes
+    body: bytes
+
+
+class _Terms:
+    """One rail's part of every challenge."""
+
+    def __init__(self, rail: Rail) -> None:
+        self.rail = rail
+        asset = rail.asset
+        self.v1_name = v1_network(rail.network)
+        parties = f'"asset":{_text(asset.address)},"payTo":{_text(rail.pay_to)},"maxTimeoutSeconds":'
+        self.v2_head = f'{{"scheme":{_text(rail.scheme)},"network":{_text(rail.network)},{parties}'
+        self.v1_head = f'{{"scheme":{_text(rail.scheme)},"network":{_text(self.v1_name)},{parties}'
+        shown = {"currency": asset.symbol, "decimals": asset.decimals, "chain": self.v1_name or rail.network}
+        self.extra = _text({**rail.extra(), **shown})[:-1]
+
+    def requirements(self, resource: Resource, amount: int, extra: Json | None = None) -> PaymentRequirements:
+        rail = self.rail
+        return PaymentRequirements(
+            rail.scheme,
+            rail.network,
+            amount,
+            rail.asset.address,
+            rail.pay_to,
+            resource.max_timeout_seconds,
+            extra if extra is not None else {},
+        )
+
+
+@lru_cache(maxsize=1024)
+def _amount(ceiling: Usd, decimals: int, surcharge: int) -> int:
+    total = ceiling.atomic(decimals) + surcharge
+    if not 0 < total <= MAX_AMOUNT:
+        raise BadRequest("not_priceable", detail="the price is out of range")
+    return total
+
+
+@lru_cache(maxsize=1024)
+def _breakdown(ceiling: Usd, decimals: int, surcharge: int) -> str:
+    """The explanatory fields of Katana (wire.md 1.6 row 3): the amount is their total."""
+    subtotal = ceiling.atomic(decimals)
+    texts = [format_units(value, decimals) for value in (subtotal, surcharge, subtotal + surcharge)]
+    return ',"subtotalUsd":"{}","estimatedGasUsd":"{}","totalUsd":"{}"'.format(*texts)
+
+
+class Challenges:
+    """Issues challenges for a set of rails, first the one that payers should prefer."""
+
+    def __init__(self, rails: Sequence[Rail], quotes: Quotes) -> None:
+        self._terms = [_Terms(rail) for rail in rails]
+        self._quotes = quotes
+
+    def issue(
+        self,
+        resource: Resource,
+        binding: Binding,
+        ceiling: Usd,
+        url: str,
+        now: int,
+        *,
+        description: str = "",
+        error: str,
+    ) -> Challenge:
+        """Offers for one quote. Nothing is stored."""
+        packed = binding.packed()
+        expiry = now + CHALLENGE_SECONDS
+        v2: list[str] = []
+        v1: list[str] = []
+        about = f'"description":{_text(description or resource.description)},"mimeType":{_text(resource.mime_type)}'
+        place = _text(url)
+        for terms in self._terms:
+            surcharge = terms.rail.surcharge()
+            decimals = terms.rail.asset.decimals
+            amount = _amount(ceiling, decimals, surcharge)
+            quote = self._quotes.make(packed, terms.requirements(resource, amount), expiry)
+            extra = f'"extra":{terms.extra}{_breakdown(ceiling, decimals, surcharge)}'
+            seconds = resource.max_timeout_seconds
+            v2.append(
+                f'{terms.v2_head}{seconds},"amount":"{amount}","maxAmountRequired":"{amount}",{extra},"quote":"{quote}"}}}}'
+            )
+            if terms.v1_name:
+                v1.append(
+                    f'{terms.v1_head}{seconds},"maxAmountRequired":"{amount}","resource":{place},{about},{extra}}}}}'
+                )
+        reason = _text(error)
+        header = f'{{"x402Version":2,"error":{reason},"resource":{{"url":{place},{about}}},"accepts":[{",".join(v2)}]}}'
+        body = f'{{"x402Version":1,"error":{reason},"accepts":[{",".join(v1)}]}}'
+        return Challenge(b64encode(header.encode("ascii")).encode("ascii"), body.encode("ascii"))
+
+    def candidates(self, payment: PaymentPayload) -> list[tuple[Rail, PaymentRequirements]]:
+        """The rails that a payment may be for, by what it names; amounts are not looked at. Empty: none of ours (A02)."""
+        found: list[tuple[Rail, PaymentRequirements]] = []
+        echo = payment.accepted
+        for terms in self._terms:
+            rail = terms.rail
+            if payment.network != rail.network or payment.scheme != rail.scheme:
+                continue
+            if echo is not None and (echo.asset != rail.asset.address or echo.pay_to != rail.pay_to):
+                continue
+            amount = echo.amount if echo is not None else 0
+            timeout = echo.max_timeout_seconds if echo is not None else 0
+            offer = PaymentRequirements(
+                rail.scheme, rail.network, amount, rail.asset.address, rail.pay_to, timeout, echo.extra if echo else {}
+            )
+            found.append((rail, offer))
+        return found
+
+    def is_quoted(
+        self, payment: PaymentPayload, resource: Resource, binding: Binding, offer: PaymentRequirements, now: int
+    ) -> bool:
+        """Whether the payment echoes a quote of ours for this very request; a wrong one is ``PaymentRefused``.
+
+        False means that it echoes none (v1, Katana): then the call is priced afresh.
+        """
+        if payment.accepted is None or "quote" not in payment.accepted.extra:
+            return False
+        self._quotes.check(payment.quote, binding.packed(), offer, now)
+        return True
+
+    def afresh(self, rail: Rail, resource: Resource, ceiling: Usd, value: int) -> PaymentRequirements:
+        """The offer as it would be made now, or with the surcharge of the window before (A01: never from the echo).
+
+        Raises ``PaymentRefused`` when the payment's ``value`` is neither.
+        """
+        for surcharge in rail.surcharges():
+            amount = _amount(ceiling, rail.asset.decimals, surcharge)
+            if amount == value:
+                asset = rail.asset.address
+                return PaymentRequirements(
+                    rail.scheme, rail.network, amount, asset, rail.pay_to, resource.max_timeout_seconds
+                )
+        raise PaymentRefused("invalid_payment_requirements", detail="the amount is not this request's price")
+
+    @staticmethod
+    def check_echo(rail: Rail, payment: PaymentPayload, resource: Resource) -> None:
+        """What the client echoes must be what we offer; what it leaves out is not missed (wire.md 1.6 row 6)."""
+        echo = payment.accepted
+        if echo is None:
+            return
+        known: dict[str, Any] = rail.extra()
+        wrong = any(key in echo.extra and echo.extra[key] != value for key, value in known.items())
+        if wrong or echo.max_timeout_seconds != resource.max_timeout_seconds:
+            raise PaymentRefused("invalid_payment_requirements", detail="the echo differs from the offer")
+
+
+def explain(error: ServerError) -> str:
+    """The text of a challenge's ``error``."""
+    return error.reason

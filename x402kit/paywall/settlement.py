@@ -1,0 +1,210 @@
+"""Move the money of a claim: claimed → sent → settled | failed | unknown; and reconcile what was left half-way.
+
+The rule of order (I8, I9): the claim is durable before anything is sent, the intent with its hash before it is broadcast,
+and the outcome before the handler runs. A settlement runs in a task of its own, so that a caller who goes away changes
+nothing; what is neither settled nor certainly failed is looked at again until the chain has decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from ..errors import OutcomeUnknown, PaymentInProgress, RailUnavailable, ServerError
+from ..ledger.port import ClaimStore
+from ..model import Authorization, Claim, Intent, Outcome, PaymentRequirements
+from ..networks.port import Rail
+
+__all__ = ["Settler"]
+
+log = logging.getLogger("x402kit.settlement")
+
+RECONCILE_SECONDS: Final = 5.0
+_AGAIN: Final = (2, 5, 10, 30, 60)
+"""Seconds until a claim is looked at again, by how long it has been open."""
+
+
+class Settler:
+    """Settles claims and keeps settling them. One for each process; several share a store."""
+
+    def __init__(
+        self, store: ClaimStore, rails: Sequence[Rail], *, wait_seconds: float = 25, every: float = RECONCILE_SECONDS
+    ) -> None:
+        self._store = store
+        self._rails = {(rail.network, rail.asset.address.lower(), rail.pay_to.lower()): rail for rail in rails}
+        self._wait = wait_seconds
+        self._every = every
+        self._tasks: set[asyncio.Task[Claim]] = set()
+        self._timer: asyncio.Task[None] | None = None
+
+    def rail_of(self, claim: Claim) -> Rail | None:
+        """The rail that a claim was made on, or None when it is no longer configured."""
+        return self._rails.get((claim.network, claim.asset.lower(), claim.pay_to.lower()))
+
+    async def start(self) -> None:
+        """Reconcile what an earlier process left, then go on doing so on a timer."""
+        await self.reconcile()
+        self._timer = asyncio.create_task(self._run(), name="x402kit-reconcile")
+
+    async def close(self, drain_seconds: float = 10) -> None:
+        """Let settlements under way finish, for so long; the rest is reconciled at the next start (J09)."""
+        if self._timer is not None:
+            self._timer.cancel()
+            await asyncio.gather(self._timer, return_exceptions=True)
+            self._timer = None
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=drain_seconds)
+
+    def settle(
+        self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim
+    ) -> asyncio.Task[Claim]:
+        """Settle a claim that we own, in a task that outlives its caller; its result is the claim as it stands then."""
+        task = asyncio.create_task(self._settle(rail, authorization, offer, claim))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _settle(
+        self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim
+    ) -> Claim:
+        try:
+            intent = await self._intend(rail, authorization, offer, claim)
+            claim = claim._replace(state="sent", reference=intent.reference, intent=intent.blob)
+            claim = claim._replace(wallet=intent.wallet, nonce=intent.nonce)
+            outcome = await rail.send(intent)
+            if outcome.state == "pending":
+                outcome = await rail.wait(claim, self._wait)
+            return await self._record_sent(claim, outcome, rail)
+        except BaseException:
+            # Whoever comes next, a showing or the timer, must find it free.
+            with contextlib.suppress(ServerError):
+                await self._store.release(claim.payment_id, claim.owner)
+            raise
+
+    async def _intend(
+        self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim
+    ) -> Intent:
+        """Prepare and store the intent. On any failure nothing was sent, and the claim says so."""
+        intent = None
+        try:
+            intent = await rail.prepare(authorization, offer, self._store)
+            columns = {"reference": intent.reference, "intent": intent.blob, "wallet": intent.wallet}
+            moved = await self._store.move(claim.payment_id, "intend", claim.owner, nonce=intent.nonce, **columns)
+        except ServerError:
+            if intent is not None:
+                await rail.discard(intent, self._store)
+            await self._store.move(claim.payment_id, "fail", claim.owner, reason="not_sent")
+            raise
+        if not moved:
+            # Our lease ran out and another took the claim over; it has given our nonce back already.
+            raise PaymentInProgress("claim_lost")
+        return intent
+
+    async def _record_sent(self, claim: Claim, outcome: Outcome, rail: Rail) -> Claim:
+        try:
+            return await self.record(claim, outcome, rail)
+        except RailUnavailable as e:
+            # It was sent, and the store can't say what became of it: not the 503 of before the sending.
+            raise OutcomeUnknown("store_unavailable", reference=claim.reference) from e
+
+    async def record(self, claim: Claim, outcome: Outcome, rail: Rail) -> Claim:
+        """Write down what became of a settlement. What can't be written now is found again by ``reconcile``."""
+        owner = claim.owner or None
+        now = int(time.time())
+        if outcome.state == "settled":
+            columns = {
+                "reference": outcome.reference or claim.reference,
+                "block": outcome.block,
+                "block_hash": outcome.block_hash,
+                "log_index": outcome.log_index,
+                "settled_at": now,
+                "final": int(outcome.final),
+                "next_check": now + 60,
+            }
+            if await self._store.move(claim.payment_id, "confirm", owner, **columns):
+                return claim._replace(state="settled", **columns)
+        elif outcome.state == "failed":
+            if await self._store.move(claim.payment_id, "fail", owner, reason=outcome.reason):
+                if outcome.never_sent:
+                    blob = Intent(claim.reference, claim.intent, claim.wallet, claim.nonce)
+                    await rail.discard(blob, self._store)
+                return claim._replace(state="failed", reason=outcome.reason)
+        else:
+            if outcome.resend:
+                await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
+            age = now - claim.created_at
+            wait = next((step for step in _AGAIN if age <= step * 3), _AGAIN[-1])
+            reference = outcome.reference or claim.reference
+            if await self._store.move(claim.payment_id, "lose", owner, next_check=now + wait, reference=reference):
+                return claim._replace(state="unknown", reference=reference)
+        return await self._store.get(claim.payment_id) or claim
+
+    async def look(self, claim: Claim) -> Claim:
+        """Ask the chain about a claim in ``sent`` or ``unknown`` that we own, and write down the answer."""
+        rail = self.rail_of(claim)
+        if rail is None:
+            return claim
+        return await self.record(claim, await rail.outcome(claim), rail)
+
+    async def reconcile(self) -> int:
+        """One pass over what is open and nobody works on. How many claims were looked at."""
+        due = await self._store.due(int(time.time()))
+        for claim in due:
+            try:
+                await self._reconcile(claim)
+            except ServerError as e:
+                log.warning("claim %s can't be reconciled now: %s", claim.payment_id, e.reason)
+        await self._store.prune(int(time.time()))
+        return len(due)
+
+    async def _reconcile(self, claim: Claim) -> None:
+        if claim.state in ("settled", "served", "credited"):
+            await self._watch(claim)
+            return
+        owner = f"reconcile:{id(self):x}:{time.monotonic_ns():x}"
+        taken = await self._store.take(claim.payment_id, claim.state, owner)
+        if taken is None:
+            return
+        if taken.state == "claimed":
+            # Its worker died before the intent was stored, so nothing was sent (I9).
+            await self._store.free_nonces_of(taken.payment_id)
+            await self._store.move(taken.payment_id, "fail", owner, reason="not_sent")
+            return
+        after = await self.look(taken)
+        await self._store.release(taken.payment_id, owner)
+        log.info("claim %s: %s, now %s", claim.payment_id, claim.state, after.state)
+
+    async def _watch(self, claim: Claim) -> None:
+        """Follow a settlement until no reorganisation can take it back (I-08)."""
+        rail = self.rail_of(claim)
+        now = int(time.time())
+        if rail is None:
+            await self._store.note(claim.payment_id, final=1)
+            return
+        outcome = await rail.outcome(claim)
+        if outcome.state == "settled":
+            block = {"block": outcome.block, "block_hash": outcome.block_hash, "reference": outcome.reference}
+            await self._store.note(claim.payment_id, final=int(outcome.final), next_check=now + 60, **block)
+            return
+        log.error("ALERT: the settlement of %s (%s) left the chain", claim.payment_id, claim.reference)
+        if outcome.state == "failed":
+            # The goods are out and the money did not come: the payer's debt, for the operator to see.
+            await self._store.note(claim.payment_id, final=1, reason="reversed")
+            return
+        if outcome.resend:
+            await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
+        await self._store.note(claim.payment_id, next_check=now + 5)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every)
+            try:
+                await self.reconcile()
+            except ServerError as e:
+                log.warning("reconcile: %s", e.reason)
+            except Exception:  # the background border: one bad pass must not end all later ones
+                log.exception("reconcile failed")

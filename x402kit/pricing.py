@@ -1,0 +1,141 @@
+"""What a call costs: a fixed price, or a function of the request.
+
+A price gives a ``Quote``: the most that this call can cost, in dollars. Each offer states it in atomic units of its own
+asset, rounded up, with the rail's surcharge added.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from .errors import BadRequest, ConfigError, ServerError
+from .money import Usd, usd
+from .protocols.encoding import parse_json
+
+__all__ = ["Call", "Dynamic", "Fixed", "Price", "Quote", "price_of"]
+
+_BODY_NESTING = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The most that one call can cost. ``description`` is shown to the payer, and is display only."""
+
+    ceiling: Usd
+    description: str = ""
+
+
+class Call:
+    """A request as a price sees it. ``body`` is empty unless the price asked for it."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query_string: bytes,
+        headers: Iterable[tuple[bytes, bytes]],
+        path_params: Mapping[str, Any] | None = None,
+        body: bytes = b"",
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query_string = query_string
+        self.path_params = path_params or {}
+        self.body = body
+        self._headers = headers
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """Names in lower case; of a repeated header the last."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self._headers}
+
+    @cached_property
+    def query(self) -> Mapping[str, str]:
+        """Of a repeated parameter the last."""
+        from starlette.datastructures import QueryParams
+
+        return QueryParams(self.query_string)
+
+    @cached_property
+    def json(self) -> Any:
+        """The body as JSON. A body that is none, or holds a key twice (A12), is ``BadRequest``: nothing was settled."""
+        try:
+            return parse_json(self.body, floats=True, nesting=_BODY_NESTING)
+        except ValueError as e:
+            raise BadRequest("invalid_json", detail=str(e)) from e
+
+
+class Price(Protocol):
+    """A rule that prices a request."""
+
+    @property
+    def needs_body(self) -> bool:
+        """Whether the body must be read, under its limit, before the price is known; it then binds the payment (I10)."""
+        ...
+
+    async def quote(self, call: Call) -> Quote: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """The same price for every call."""
+
+    price: Usd
+    needs_body: bool = field(default=False, init=False)
+    _quote: Quote = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.price.value <= 0:
+            raise ConfigError("a price must be above zero; leave the route unpriced to give it away")
+        object.__setattr__(self, "_quote", Quote(self.price))
+
+    async def quote(self, call: Call) -> Quote:
+        return self._quote
+
+
+PriceFunction = Callable[[Call], Any | Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dynamic:
+    """A price worked out by a function of the call, sync or async, giving ``"$0.01"``, ``Usd`` or a ``Quote``.
+
+    A ``KeyError``, ``IndexError``, ``TypeError`` or ``ValueError`` in it is the caller's fault: 400, nothing settled.
+    """
+
+    function: PriceFunction
+    needs_body: bool = True
+
+    async def quote(self, call: Call) -> Quote:
+        try:
+            made = self.function(call)
+            if inspect.isawaitable(made):
+                made = await made
+        except ServerError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+            raise BadRequest("not_priceable", detail=type(e).__name__) from e
+        quote = made if isinstance(made, Quote) else Quote(usd(made) if isinstance(made, str) else made)
+        if not isinstance(quote.ceiling, Usd) or quote.ceiling.value <= 0:
+            raise BadRequest("not_priceable", detail="the price is not above zero")
+        return quote
+
+
+def price_of(value: Any, *, needs_body: bool | None = None) -> Price:
+    """Read a price as sellers write it: ``"$0.01"``, ``usd("$0.01")``, a function, or anything with ``quote``.
+
+    Raises ``ConfigError`` for the rest; a bare number is refused, since it could be dollars or atomic units (L06).
+    """
+    if isinstance(value, str):
+        return Fixed(usd(value))
+    if isinstance(value, Usd):
+        return Fixed(value)
+    if hasattr(value, "quote") and hasattr(value, "needs_body"):
+        return value  # type: ignore[no-any-return]
+    if callable(value):
+        return Dynamic(value, True if needs_body is None else needs_body)
+    raise ConfigError(f'a price is "$0.01", usd("$0.01") or a function of the call, not {value!r}')
