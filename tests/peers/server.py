@@ -1,0 +1,81 @@
+"""The x402 package as a resource server: its FastAPI middleware in front of a few priced routes.
+
+Prints its address as one JSON line, then runs until SIGTERM. `GET /runs` is free and says how often each priced handler
+ran. The routes: `GET /weather` and `POST /echo` settle after the handler (the package's default), `GET /upfront` before
+it, `GET /broken` fails after verification.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from typing import Any
+
+from common import BASE, serve
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from x402 import x402ResourceServer
+from x402.http import FacilitatorConfig, HTTPFacilitatorClient, PaymentOption
+from x402.http.middleware.fastapi import PaymentMiddlewareASGI
+from x402.http.types import RouteConfig
+from x402.mechanisms.evm.exact import register_exact_evm_server
+
+
+def build(facilitator: str, pay_to: str, price: str, network: str) -> FastAPI:
+    def priced(**extra: str) -> RouteConfig:
+        option = PaymentOption(scheme="exact", pay_to=pay_to, price=price, network=network, extra=extra or None)
+        return RouteConfig(accepts=[option], description="a peer's route", mime_type="application/json")
+
+    client = HTTPFacilitatorClient(FacilitatorConfig(url=facilitator))
+    app = FastAPI()
+    app.add_middleware(
+        PaymentMiddlewareASGI,
+        routes={
+            "GET /weather": priced(),
+            "POST /echo": priced(),
+            "GET /upfront": priced(paymentFlow="upfront"),
+            "GET /broken": priced(),
+        },
+        server=register_exact_evm_server(x402ResourceServer(client), networks=network),
+    )
+    runs: Counter[str] = Counter()
+
+    @app.get("/runs")
+    async def count() -> dict[str, int]:
+        return dict(runs)
+
+    @app.get("/weather")
+    async def weather() -> dict[str, str]:
+        runs["weather"] += 1
+        return {"weather": "sunny"}
+
+    @app.get("/upfront")
+    async def upfront() -> dict[str, str]:
+        runs["upfront"] += 1
+        return {"weather": "paid before"}
+
+    @app.post("/echo")
+    async def echo(request: Request) -> dict[str, Any]:
+        runs["echo"] += 1
+        return {"echo": await request.json()}
+
+    @app.get("/broken")
+    async def broken() -> JSONResponse:
+        runs["broken"] += 1
+        return JSONResponse({"error": "broken"}, status_code=500)
+
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--facilitator", required=True, metavar="URL")
+    parser.add_argument("--pay-to", required=True, metavar="ADDRESS")
+    parser.add_argument("--price", default="$0.01")
+    parser.add_argument("--network", default=BASE)
+    parser.add_argument("--port", type=int, default=0)
+    arguments = parser.parse_args()
+    serve(build(arguments.facilitator, arguments.pay_to, arguments.price, arguments.network), arguments.port)
+
+
+main()
