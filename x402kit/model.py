@@ -202,6 +202,7 @@ class Claim(NamedTuple):
     headers: bytes = b""
     body: bytes | None = None
     kept_until: int = 0
+    body_digest: bytes = b""
     reason: str = ""
 
 

@@ -74,7 +74,9 @@ class Price(Protocol):
 
     @property
     def needs_body(self) -> bool:
-        """Whether the body must be read, under its limit, before the price is known; it then binds the payment (I10)."""
+        """Whether the body must be read, under its limit, before the price is known; it then binds the payment
+        (I10).
+        """
         ...
 
     async def quote(self, call: Call) -> Quote: ...
@@ -120,7 +122,9 @@ class Dynamic:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
             raise BadRequest("not_priceable", detail=type(e).__name__) from e
         quote = made if isinstance(made, Quote) else Quote(usd(made) if isinstance(made, str) else made)
-        if not isinstance(quote.ceiling, Usd) or quote.ceiling.value <= 0:
+        if type(quote.ceiling) is not Usd:
+            raise ConfigError(f"a price function gives a price, not {quote.ceiling!r}")
+        if quote.ceiling.value <= 0:
             raise BadRequest("not_priceable", detail="the price is not above zero")
         return quote
 

@@ -40,7 +40,9 @@ class ClaimStore(Protocol):
         ...
 
     async def move(self, payment_id: str, move: str, owner: str | None = None, **columns: Any) -> bool:
-        """Make a move of rules.MOVES and set columns with it. False when its guard refuses; ``owner`` None is anyone."""
+        """Make a move of rules.MOVES and set columns with it. False when its guard refuses; ``owner`` None is
+        anyone.
+        """
         ...
 
     async def note(self, payment_id: str, **columns: Any) -> None:

@@ -33,7 +33,9 @@ MOVES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "serve": (("settled",), "served"),
     "credit": (("settled",), "credited"),
 }
-"""Move → the states that it starts from, and the one that it ends in. ``claim`` itself starts from nothing or failed."""
+"""Move → the states that it starts from, and the one that it ends in. ``claim`` itself starts from nothing or
+failed.
+"""
 
 
 def may(move: str, state: str) -> bool:

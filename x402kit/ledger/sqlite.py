@@ -1,7 +1,8 @@
 """The embedded store: one SQLite file, WAL, ``synchronous=FULL``, group commit; several processes may share it.
 
-Leases run on the machine's monotonic clock, which all its processes share and no clock change moves (J07); a reboot is seen
-by the boot id, and frees them. A file on a network file system and a process that forked after opening are refused (J06).
+Leases run on the machine's monotonic clock, which all its processes share and no clock change moves (J07); a reboot
+is seen by the boot id, and frees them. A file on a network file system and a process that forked after opening are
+refused (J06).
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ __all__ = ["SQLiteStore"]
 
 T = TypeVar("T")
 _COLUMNS: Final = Claim._fields
-_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM claims"  # noqa: S608
+_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM claims"
 _INTEGERS: Final = frozenset(
     name
     for name, kind in Claim.__annotations__.items()
     if kind == "int"  # the module has postponed annotations
 )
-_BLOBS: Final = frozenset(("fingerprint", "credential", "intent", "headers", "body"))
+_BLOBS: Final = frozenset(("fingerprint", "credential", "intent", "headers", "body", "body_digest"))
 _OPEN_SQL: Final = "('" + "','".join(OPEN) + "')"
 
 
@@ -58,7 +59,7 @@ _SCHEMA: Final = (
 """Each statement can be run again (J08). Rows of ``nonces`` below the wallet's highest are kept while they are free."""
 
 _INSERT: Final = (
-    f"INSERT INTO claims ({', '.join(_COLUMNS)})"  # noqa: S608
+    f"INSERT INTO claims ({', '.join(_COLUMNS)})"
     f" SELECT {', '.join('?' * len(_COLUMNS))}"
     " WHERE ifnull((SELECT max(id) FROM claims) - (SELECT min(id) FROM claims), 0) < ?"
     f" AND (SELECT count(*) FROM claims WHERE payer = ? AND state IN {_OPEN_SQL}) < ?"

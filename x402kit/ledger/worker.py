@@ -1,8 +1,8 @@
 """One thread that owns a SQLite connection: what waits together is executed in one transaction, with one fsync.
 
-Group commit: the thread takes all operations that are queued, runs them inside one ``BEGIN IMMEDIATE`` … ``COMMIT``, and
-answers each only after the commit. The event loop never touches the disk. An operation is a single statement, so one that
-fails leaves no trace and does not spoil the others.
+Group commit: the thread takes all operations that are queued, runs them inside one ``BEGIN IMMEDIATE`` … ``COMMIT``,
+and answers each only after the commit. The event loop never touches the disk. An operation is a single statement, so
+one that fails leaves no trace and does not spoil the others.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From a payment header to the right to be served: parse, find the claim, check, claim, settle.
 
-The order is the point. Reading costs nothing and answers 400. A payment that is already claimed is answered by its claim
-alone (flow.py), before price or time are looked at: they may have changed since. A new one passes the offline checks
-before anything is asked of a chain, and the chain's before a row is written (C11).
+The order is the point. Reading costs nothing and answers 400. A payment that is already claimed is answered by its
+claim alone (flow.py), before price or time are looked at: they may have changed since. A new one passes the offline
+checks before anything is asked of a chain, and the chain's before a row is written (C11).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ..errors import (
     MalformedPayment,
@@ -99,6 +99,7 @@ class Admissions:
         # An owner names one attempt: the process by its id and a random part, and a counter.
         self._process = f"{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts = itertools.count()
+        self._background: set[asyncio.Future[None]] = set()
 
     async def admit(self, resource: Resource, binding: Binding, raw: bytes, ceiling: Ceiling) -> Admission:
         """Admit the payment in ``raw`` to a request; ``ceiling`` works out the price when no quote is echoed."""
@@ -184,9 +185,14 @@ class Admissions:
             settled = await asyncio.shield(task)
         except asyncio.CancelledError:
             # The caller is gone, the settlement goes on; its claim is free for the next showing (C03).
-            asyncio.ensure_future(self._release_after(task, claim))
+            self._later(self._release_after(task, claim))
             raise
         return Admission(self._settled(settled), shown.payment.x402_version)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _release_after(self, task: asyncio.Task[Claim], claim: Claim) -> None:
         await asyncio.wait((task,))
@@ -202,8 +208,12 @@ class Admissions:
         raise OutcomeUnknown("settlement_pending", reference=claim.reference)
 
     async def finish(self, admission: Admission) -> None:
-        """Settle what was served first (``settle="after"``); raises as settling first does, and then nothing is given."""
-        assert admission.rail and admission.authorization and admission.offer
+        """Settle what was served first (``settle="after"``); raises as settling first does, and then nothing is
+        given.
+        """
+        assert admission.rail is not None
+        assert admission.authorization is not None
+        assert admission.offer is not None
         task = self._settler.settle(admission.rail, admission.authorization, admission.offer, admission.claim)
         admission.claim = self._settled(await asyncio.shield(task))
 

@@ -1,8 +1,8 @@
 """What a payment is bound to, and the quote that carries it: stateless, an HMAC over everything (I10).
 
-A quote is ``base64url(expiry ‖ nonce ‖ mac)``. The mac covers, each part with its length before it so that no two tuples
-join alike (G08): method, origin, path, query, body digest where the price read the body, the resource, and the offer's
-scheme, network, asset, recipient and amount. Nothing is stored until a valid payment comes (C11).
+A quote is ``base64url(expiry ‖ nonce ‖ mac)``. The mac covers, each part with its length before it so that no two
+tuples join alike (G08): method, origin, path, query, body digest where the price read the body, the resource, and the
+offer's scheme, network, asset, recipient and amount. Nothing is stored until a valid payment comes (C11).
 """
 
 from __future__ import annotations

@@ -108,9 +108,8 @@ class Challenges:
             quote = self._quotes.make(packed, terms.requirements(resource, amount), expiry)
             extra = f'"extra":{terms.extra}{_breakdown(ceiling, decimals, surcharge)}'
             seconds = resource.max_timeout_seconds
-            v2.append(
-                f'{terms.v2_head}{seconds},"amount":"{amount}","maxAmountRequired":"{amount}",{extra},"quote":"{quote}"}}}}'
-            )
+            most = f'"amount":"{amount}","maxAmountRequired":"{amount}"'
+            v2.append(f'{terms.v2_head}{seconds},{most},{extra},"quote":"{quote}"}}}}')
             if terms.v1_name:
                 v1.append(
                     f'{terms.v1_head}{seconds},"maxAmountRequired":"{amount}","resource":{place},{about},{extra}}}}}'
@@ -121,7 +120,9 @@ class Challenges:
         return Challenge(b64encode(header.encode("ascii")).encode("ascii"), body.encode("ascii"))
 
     def candidates(self, payment: PaymentPayload) -> list[tuple[Rail, PaymentRequirements]]:
-        """The rails that a payment may be for, by what it names; amounts are not looked at. Empty: none of ours (A02)."""
+        """The rails that a payment may be for, by what it names; amounts are not looked at. Empty: none of ours
+        (A02).
+        """
         found: list[tuple[Rail, PaymentRequirements]] = []
         echo = payment.accepted
         for terms in self._terms:

@@ -1,8 +1,8 @@
 """Move the money of a claim: claimed → sent → settled | failed | unknown; and reconcile what was left half-way.
 
-The rule of order (I8, I9): the claim is durable before anything is sent, the intent with its hash before it is broadcast,
-and the outcome before the handler runs. A settlement runs in a task of its own, so that a caller who goes away changes
-nothing; what is neither settled nor certainly failed is looked at again until the chain has decided.
+The rule of order (I8, I9): the claim is durable before anything is sent, the intent with its hash before it is
+broadcast, and the outcome before the handler runs. A settlement runs in a task of its own, so that a caller who goes
+away changes nothing; what is neither settled nor certainly failed is looked at again until the chain has decided.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from ..errors import OutcomeUnknown, PaymentInProgress, RailUnavailable, ServerError
 from ..ledger.port import ClaimStore
@@ -116,7 +116,7 @@ class Settler:
         owner = claim.owner or None
         now = int(time.time())
         if outcome.state == "settled":
-            columns = {
+            columns: dict[str, Any] = {
                 "reference": outcome.reference or claim.reference,
                 "block": outcome.block,
                 "block_hash": outcome.block_hash,

@@ -1,0 +1,128 @@
+"""The answers that the gate gives itself: challenges, errors and replays, with the headers that each must have."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from starlette.types import Receive, Scope, Send
+
+from ..errors import OutcomeUnknown, ServerError
+from ..model import Claim, SettlementResponse
+from ..paywall.admission import receipt_of
+from ..paywall.challenge import Challenge
+from ..protocols.encoding import dump_json
+from ..protocols.x402 import EXPOSED_HEADERS, PAYMENT_HEADERS, encode_header, settlement_json
+
+__all__ = ["Answer", "Headers", "challenge", "merge", "problem", "receipt_headers", "replay"]
+
+Headers = list[tuple[bytes, bytes]]
+
+EXPOSED: Final = ", ".join(EXPOSED_HEADERS).encode()
+VARY: Final = ", ".join(sorted(name.decode() for name in PAYMENT_HEADERS)).encode()
+COMMON: Final[Headers] = [
+    (b"cache-control", b"no-store"),
+    (b"vary", VARY),
+    (b"access-control-expose-headers", EXPOSED),
+]
+_JSON: Final = (b"content-type", b"application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole response, as an ASGI app."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [*self.headers, (b"content-length", str(len(self.body)).encode())]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def challenge(made: Challenge, error: ServerError | None = None, network: str = "") -> Answer:
+    """402: certain that no money moved. After a payment that failed it carries the failure as a receipt."""
+    headers: Headers = [_JSON, *COMMON, (b"payment-required", made.header)]
+    if error is not None and network:
+        failed = SettlementResponse(False, network, error_reason=error.reason)
+        headers.append((b"payment-response", encode_header(settlement_json(failed)).encode()))
+    return Answer(402, headers, made.body)
+
+
+def problem(error: ServerError, claim: Claim | None = None) -> Answer:
+    """Any other error, as a problem document (RFC 9457); ``Payment-Outcome: unknown`` where money may have moved.
+
+    ``claim`` is set when the payment is settled: then its receipt goes with the error, and the payment stays good.
+    """
+    document = {
+        "type": "about:blank",
+        "title": error.code,
+        "status": error.status,
+        "detail": error.hint,
+        "reason": error.reason,
+    }
+    if error.reference:
+        document["reference"] = error.reference
+    headers: Headers = [(b"content-type", b"application/problem+json"), *COMMON]
+    if isinstance(error, OutcomeUnknown) or error.money == "unknown":
+        headers.append((b"payment-outcome", b"unknown"))
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    if claim is not None:
+        headers += [*receipt_headers(claim, 2), (b"payment-outcome", b"settled-unserved")]
+    return Answer(error.status, headers, dump_json(document))
+
+
+@lru_cache(maxsize=512)
+def _receipt(network: str, reference: str, payer: str, amount: int, v1: bool) -> bytes:
+    receipt = SettlementResponse(True, network, reference, payer, amount)
+    return encode_header(settlement_json(receipt, v1=v1)).encode()
+
+
+def receipt_headers(claim: Claim, x402_version: int) -> Headers:
+    """PAYMENT-RESPONSE, and X-PAYMENT-RESPONSE for a client of v1."""
+    r = receipt_of(claim)
+    terms = (r.network, r.transaction, r.payer, r.amount or 0)
+    headers: Headers = [(b"payment-response", _receipt(*terms, False))]
+    if x402_version == 1:
+        headers.append((b"x-payment-response", _receipt(*terms, True)))
+    return headers
+
+
+def merge(headers: Headers, name: bytes, value: bytes) -> None:
+    """Add a comma-separated value to the header of that name, or the header."""
+    for index, (found, old) in enumerate(headers):
+        if found.lower() == name:
+            if value not in old:
+                headers[index] = (found, old + b", " + value)
+            return
+    headers.append((name, value))
+
+
+def pack_headers(headers: Headers) -> bytes:
+    """An answer's headers as they are kept for a replay."""
+    return json.dumps([[k.decode("latin-1"), v.decode("latin-1")] for k, v in headers]).encode()
+
+
+def _unpack_headers(packed: bytes) -> Headers:
+    return [(k.encode("latin-1"), v.encode("latin-1")) for k, v in json.loads(packed or b"[]")]
+
+
+_DROPPED: Final = frozenset((b"content-length", b"transfer-encoding", b"date", b"connection"))
+
+
+def replay(claim: Claim, x402_version: int) -> Answer:
+    """200 replay: the stored answer again, or, when it is no longer kept, a word about it. The handler does not run."""
+    headers = [pair for pair in _unpack_headers(claim.headers) if pair[0].lower() not in _DROPPED]
+    status, body = claim.status, claim.body
+    if body is None:
+        status, headers = 200, [_JSON, *COMMON]
+        body = dump_json({"replayed": True, "detail": "This payment was served; its answer is no longer kept."})
+    headers.append((b"payment-replayed", b"true"))
+    if not any(name == b"payment-response" for name, _ in headers):
+        headers += receipt_headers(claim, x402_version)
+    return Answer(status, headers, body)

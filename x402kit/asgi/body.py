@@ -1,0 +1,71 @@
+"""Request bodies: read under a limit when the price or the claim needs them, and handed on unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+from starlette.types import Message, Receive
+
+from ..errors import BodyTooLarge, RequestTimeout
+
+__all__ = ["Disconnected", "Watched", "read_body", "replay_body"]
+
+
+class Disconnected(Exception):  # not a fault: nobody is there to answer
+    """The caller left while its body was read; nothing was settled."""
+
+
+async def read_body(receive: Receive, limit: int, seconds: float) -> bytes:
+    """The whole body. Raises ``BodyTooLarge`` (K01), ``RequestTimeout`` (K02), ``Disconnected``."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    raise BodyTooLarge()
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError as e:
+        raise RequestTimeout() from e
+
+
+def replay_body(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body once, then whatever else comes."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+class Watched:
+    """A ``receive`` that takes a digest of the body as it passes, for the claim; the body itself is not kept."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._hash = hashlib.sha256()
+        self._whole = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            if body := message.get("body"):
+                self._hash.update(body)
+            self._whole = not message.get("more_body", False)
+        return message
+
+    def digest(self) -> bytes:
+        """Of the whole body, or nothing when the app did not read all of it."""
+        return self._hash.digest() if self._whole else b""

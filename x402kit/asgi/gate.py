@@ -1,0 +1,282 @@
+"""The gate: pure ASGI middleware that lets a request through to a priced route only when it is paid.
+
+It stands outermost. An unpriced request passes untouched. A priced one without a payment gets a challenge, and nothing
+is stored for it; one with a payment is admitted by paywall/admission.py, handed to the app, and its answer handed out
+by delivery.py. Every way out is a typed error with the status of the contract (docs/concepts.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..errors import ConfigError, OutcomeUnknown, PaymentRefused, PaymentUsed, ServerError, X402KitError
+from ..ledger.port import ClaimStore
+from ..model import SettlementResponse
+from ..paywall.admission import Admission, Admissions
+from ..paywall.binding import Binding
+from ..paywall.challenge import Challenges
+from ..paywall.resource import Resource
+from ..pricing import Call, Quote
+from ..protocols.x402 import find_payment
+from . import answers
+from .answers import Answer
+from .body import Disconnected, Watched, read_body, replay_body
+from .cors import ANSWER, find_cors
+from .delivery import Delivery
+from .marks import admitted
+from .routes import Routes
+
+__all__ = ["Gate", "PaidCall"]
+
+log = logging.getLogger("x402kit.gate")
+
+
+@dataclass(frozen=True, slots=True)
+class PaidCall:
+    """What a handler finds in ``scope["x402kit"]``: who paid what. ``amount`` in atomic units of ``asset``."""
+
+    payer: str
+    amount: int
+    network: str
+    asset: str
+    resource: str
+    receipt: SettlementResponse | None
+
+
+class Till(Protocol):
+    """What the gate needs of the paywall that it belongs to."""
+
+    origin: str
+    store: ClaimStore
+    challenges: Challenges
+    admissions: Admissions
+    running: bool
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class _Priced:
+    """One request for a priced route, as far as the gate has read it."""
+
+    def __init__(self, scope: Scope, resource: Resource, origin: str) -> None:
+        self.scope = scope
+        self.resource = resource
+        self.body = b""
+        self._origin = origin
+        self._quote: Quote | None = None
+
+    def binding(self) -> Binding:
+        scope = self.scope
+        digest = hashlib.sha256(self.body).digest() if self.resource.price.needs_body else b""
+        query = scope["query_string"]
+        return Binding(scope["method"], self._origin, scope["path"], query, self.resource.id, digest)
+
+    async def quote(self) -> Quote:
+        if self._quote is None:
+            scope = self.scope
+            # HEAD is priced like the GET that it stands for (A08).
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            call = Call(
+                method, scope["path"], scope["query_string"], scope["headers"], scope.get("path_params"), self.body
+            )
+            self._quote = await self.resource.price.quote(call)
+        return self._quote
+
+    async def ceiling(self) -> Any:
+        return (await self.quote()).ceiling
+
+    def url(self) -> str:
+        """For display in the challenge; without a configured origin the Host header names it, and it binds nothing."""
+        scope = self.scope
+        origin = self._origin
+        if not origin:
+            host = next((v for k, v in scope["headers"] if k == b"host"), b"localhost")
+            origin = f"{scope.get('scheme', 'http')}://{host.decode('latin-1')}"
+        query = scope["query_string"].decode("latin-1")
+        return origin + quote(scope["path"], safe="/:@!$&'()*+,;=~-._") + (f"?{query}" if query else "")
+
+
+class Gate:
+    """An ASGI app around another. Made by ``Paywall.protect``."""
+
+    def __init__(self, till: Till, app: ASGIApp, make_routes: Callable[[], Routes]) -> None:
+        self.app = app
+        self._till = till
+        self._make_routes = make_routes
+        self._routes: Routes | None = None
+        self._cors: ASGIApp | None = None
+
+    @property
+    def routes(self) -> Routes | None:
+        """The priced routes, once the app has started."""
+        return self._routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        # A server without lifespan starts us with its first request.
+        routes = (self._routes if self._till.running else None) or await self._start()
+        resource = routes.find(scope)
+        if resource is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            # Refused before accept: there is no way to pay inside a handshake.
+            await send({"type": "websocket.close", "code": 1008, "reason": "payment required"})
+        else:
+            await self._guarded(scope, receive, send, resource)
+
+    async def _start(self) -> Routes:
+        routes = self._make_routes()
+        self._cors = find_cors(self.app)
+        await self._till.start()
+        self._routes = routes
+        return routes
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start before the app and stop after it; an app without lifespan is fine."""
+        try:
+            await self._start()
+        except X402KitError as e:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": f"x402kit: {e}"})
+            return
+        answered: set[str] = set()
+
+        async def seen(message: Any) -> None:
+            answered.add(message["type"])
+            if message["type"] == "lifespan.shutdown.complete":
+                await self._till.stop()
+            await send(message)
+
+        try:
+            await self.app(scope, receive, seen)
+        except Exception:  # the ASGI border: an app that knows no lifespan raises, by the specification
+            if answered:
+                raise
+            log.debug("the app has no lifespan", exc_info=True)
+        if answered:
+            return
+        await _own_lifespan(receive, send, self._till.stop)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send, resource: Resource) -> None:
+        if scope["method"] == "OPTIONS":
+            await self._answer(Answer(204, [(b"allow", b"OPTIONS"), *answers.COMMON]), scope, receive, send)
+            return
+        request = _Priced(scope, resource, self._till.origin)
+        try:
+            decided = await self._decide(request, receive)
+        except Disconnected:
+            return
+        if isinstance(decided, Answer):
+            await self._answer(decided, scope, receive, send)
+            return
+        if resource.price.needs_body:
+            receive = replay_body(request.body, receive)
+        await self._serve(scope, receive, send, request, decided)
+
+    async def _decide(self, request: _Priced, receive: Receive) -> Answer | Admission:
+        """The gate's own answer, or the right to be served. Raises ``Disconnected`` only."""
+        resource = request.resource
+        shown = False
+        try:
+            raw = find_payment(request.scope["headers"])
+            if resource.price.needs_body:
+                request.body = await read_body(receive, resource.body_limit, resource.body_seconds)
+            if raw is None:
+                return await self._challenge(request, None)
+            shown = True
+            admission = await self._till.admissions.admit(resource, request.binding(), raw, request.ceiling)
+            return await self._replay(admission, request, receive) if admission.replay else admission
+        except Disconnected:
+            raise
+        except ServerError as e:
+            return await self._refusal(request, e)
+        except Exception:  # the ASGI edge: a fault of ours or of the price; a payment that was shown may have moved
+            log.exception("the gate failed on %s", resource.id)
+            return answers.problem(OutcomeUnknown("internal_error") if shown else ServerError())
+
+    async def _challenge(self, request: _Priced, error: ServerError | None) -> Answer:
+        quoted = await request.quote()
+        made = self._till.challenges.issue(
+            request.resource,
+            request.binding(),
+            quoted.ceiling,
+            request.url(),
+            int(time.time()),
+            description=quoted.description,
+            error=error.reason if error else "Payment required",
+        )
+        return answers.challenge(made, error)
+
+    async def _refusal(self, request: _Priced, error: ServerError) -> Answer:
+        if not isinstance(error, PaymentRefused):
+            return answers.problem(error)
+        try:
+            return await self._challenge(request, error)
+        except ServerError as e:
+            return answers.problem(e)
+
+    async def _replay(self, admission: Admission, request: _Priced, receive: Receive) -> Answer:
+        """The stored answer; for a request whose body the price did not read, after a look at it (C05)."""
+        claim = admission.claim
+        resource = request.resource
+        if claim.body_digest and not resource.price.needs_body:
+            body = await read_body(receive, resource.body_limit, resource.body_seconds)
+            if hashlib.sha256(body).digest() != claim.body_digest:
+                raise PaymentUsed("payment_used", reference=claim.reference)
+        return answers.replay(claim, admission.x402_version)
+
+    async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._cors is not None:
+            await self._cors({**scope, ANSWER: answer}, receive, send)
+        else:
+            await answer(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: _Priced, admission: Admission) -> None:
+        resource = request.resource
+        claim = admission.claim
+        receipt = admission.receipt if claim.state == "settled" else None
+        paid = PaidCall(claim.payer, claim.amount, claim.network, claim.asset, resource.id, receipt)
+        watched = Watched(receive)
+        till = self._till
+        delivery = Delivery(send, resource, admission, till.store, till.admissions.finish, watched.digest)
+        token = admitted.set(resource)
+        try:
+            await self.app({**scope, "x402kit": paid}, watched, delivery)
+        except ServerError as e:
+            if delivery.started:
+                raise
+            await self._answer(await self._refusal(request, e), scope, receive, send)
+        except ConfigError:
+            raise
+        except Exception:  # the ASGI edge: the handler failed; its payment stays good (H08)
+            if delivery.started:
+                raise
+            log.exception("the handler of %s failed", resource.id)
+            failed = answers.problem(ServerError(), admission.claim if admission.claim.state == "settled" else None)
+            await self._answer(failed, scope, receive, send)
+        finally:
+            admitted.reset(token)
+            await delivery.close()
+
+
+async def _own_lifespan(receive: Receive, send: Send, stop: Callable[[], Awaitable[None]]) -> None:
+    """Answer the server's lifespan in place of an app that has none."""
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await stop()
+            await send({"type": "lifespan.shutdown.complete"})
+            return

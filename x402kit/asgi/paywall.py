@@ -1,0 +1,186 @@
+"""The paywall: what a seller makes once, marks routes with, and puts around the app."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp
+
+from ..errors import ConfigError
+from ..ledger.port import ClaimStore
+from ..ledger.sqlite import SQLiteStore
+from ..networks.assets import TESTNETS
+from ..networks.port import Rail
+from ..paywall.admission import Admissions
+from ..paywall.binding import Quotes
+from ..paywall.challenge import Challenges
+from ..paywall.resource import Resource
+from ..paywall.settlement import Settler
+from ..pricing import price_of
+from .gate import Gate
+from .marks import PriceDependency, mark
+from .routes import Routes, Rule
+
+__all__ = ["Paywall"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Paywall:
+    """Prices on routes, and the rails on which they are paid.
+
+    ``accepts`` are the rails, the preferred one first. ``ledger`` is a file, ``":memory:"`` for one process alone, or a
+    store. ``origin`` is the public origin, such as ``https://api.example.com``; payments are bound to it, so set it in
+    production. ``secret`` (16 bytes or more; several while one is rotated) signs quotes; without one the ledger makes
+    its own, which all processes of that ledger share. Nothing is opened or connected before the app starts.
+
+    Raises ``ConfigError`` for a set-up that can't work.
+    """
+
+    store: ClaimStore
+    challenges: Challenges
+    admissions: Admissions
+
+    def __init__(
+        self,
+        accepts: Sequence[Rail],
+        ledger: str | os.PathLike[str] | ClaimStore = "payments.db",
+        *,
+        origin: str = "",
+        secret: bytes | str | Sequence[bytes] | None = None,
+        strict: bool = True,
+        drain_seconds: float = 10,
+        settle_seconds: float = 25,
+        reconcile_seconds: float = 5,
+    ) -> None:
+        if not accepts:
+            raise ConfigError("a paywall needs at least one rail to be paid on")
+        if len({rail.network in TESTNETS for rail in accepts}) > 1:
+            raise ConfigError("a paywall takes real money or test money, not both (L07)")
+        self.rails = tuple(accepts)
+        self.store = SQLiteStore(ledger) if isinstance(ledger, str | os.PathLike) else ledger
+        self.origin = _origin(origin)
+        self._secrets = _secrets(secret)
+        self._strict = strict
+        self._drain_seconds = drain_seconds
+        self._marks: list[Resource] = []
+        self._gates: list[Gate] = []
+        self.running = False
+        self._starting: asyncio.Lock | None = None
+        self._started_in: asyncio.AbstractEventLoop | None = None
+        self._settler = Settler(self.store, self.rails, wait_seconds=settle_seconds, every=reconcile_seconds)
+
+    def paid(self, price: Any, **options: Any) -> Callable[[F], F]:
+        """Mark an endpoint with its price: a decorator for Starlette's and FastAPI's endpoints.
+
+        ``price`` is ``"$0.01"``, ``usd("$0.01")`` or a function of the ``Call``; ``options`` are the fields of
+        ``Resource`` and ``needs_body``. The endpoint runs only for a request that came through ``protect``.
+        """
+
+        def decorate(endpoint: F) -> F:
+            name = f"{endpoint.__module__}.{getattr(endpoint, '__qualname__', type(endpoint).__qualname__)}"
+            return mark(endpoint, self._resource(name, price, options))
+
+        return decorate
+
+    def price(self, price: Any, *, id: str, **options: Any) -> PriceDependency:
+        """The same as a FastAPI dependency: ``Depends(paywall.price("$0.01", id="weather"))``."""
+        return PriceDependency(self._resource(id, price, options))
+
+    def _resource(self, name: str, price: Any, options: dict[str, Any]) -> Resource:
+        made = _resource(name, price, options)
+        self._marks.append(made)
+        return made
+
+    def protect(self, app: ASGIApp, prices: Mapping[str, Any] | None = None) -> Gate:
+        """The gate around an app. ``prices`` are rules for routes that can't be marked: ``{"POST /v1/chat": "$0.01"}``.
+
+        A value is a price, or a dict of ``price`` and the fields of ``Resource``. A rule or mark that names no route
+        of the app is an ``UnmatchedRule`` when the app starts, unless ``strict=False``.
+        """
+        rules = [_rule(text, value) for text, value in (prices or {}).items()]
+        alone = not self._gates
+
+        def make_routes() -> Routes:
+            # Marks may sit on several apps' routes; only a paywall around one app can miss one.
+            marks = self._marks if alone and len(self._gates) == 1 else ()
+            return Routes(app, rules, marks, strict=self._strict)
+
+        gate = Gate(self, app, make_routes)
+        self._gates.append(gate)
+        return gate
+
+    async def start(self) -> None:
+        """Open the ledger, connect the rails, reconcile what an earlier process left. The gate calls it."""
+        loop = asyncio.get_running_loop()
+        if self._started_in is loop:
+            return
+        if self._starting is None or self._started_in is not None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if self._started_in is loop:
+                return
+            await self.store.start()
+            secrets = self._secrets or (await self.store.secret(),)
+            for rail in self.rails:
+                await rail.start()
+            self.challenges = Challenges(self.rails, Quotes(*secrets))
+            self.admissions = Admissions(self.store, self.challenges, self._settler)
+            await self._settler.start()
+            self._started_in = loop
+            self.running = True
+            # What the chain packages leave behind is not worth a full collection in the middle of a payment.
+            gc.freeze()
+
+    async def stop(self) -> None:
+        """Let settlements under way finish, then close the rails and the ledger. The gate calls it."""
+        if self._started_in is None:
+            return
+        self._started_in = None
+        self.running = False
+        await self._settler.close(self._drain_seconds)
+        for rail in self.rails:
+            await rail.close()
+        await self.store.close()
+
+    async def reconcile(self) -> int:
+        """One pass over payments whose end is open; the timer does this by itself. How many were looked at."""
+        return await self._settler.reconcile()
+
+
+def _resource(name: str, price: Any, options: Mapping[str, Any]) -> Resource:
+    options = dict(options)
+    needs_body = options.pop("needs_body", None)
+    try:
+        return Resource(name, price_of(price, needs_body=needs_body), **options)
+    except TypeError as e:
+        raise ConfigError(f"{name}: {e}") from e
+
+
+def _rule(text: str, value: Any) -> Rule:
+    options = dict(value) if isinstance(value, Mapping) else {"price": value}
+    if "price" not in options:
+        raise ConfigError(f"{text}: no price")
+    return Rule.parse(text, _resource(text, options.pop("price"), options))
+
+
+def _origin(text: str) -> str:
+    if not text:
+        return ""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path not in ("", "/") or parts.query:
+        raise ConfigError(f'the origin is written like "https://api.example.com", not {text!r}')
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def _secrets(secret: bytes | str | Sequence[bytes] | None) -> tuple[bytes, ...]:
+    if not secret:
+        return ()
+    if isinstance(secret, str):
+        return (secret.encode(),)
+    return (secret,) if isinstance(secret, bytes) else tuple(secret)
