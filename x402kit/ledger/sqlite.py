@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_type_hints
 
 from ..errors import ConfigError, RailUnavailable, TooManyRequests
 from ..model import Claim
@@ -27,11 +27,7 @@ __all__ = ["SQLiteStore"]
 T = TypeVar("T")
 _COLUMNS: Final = Claim._fields
 _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM claims"
-_INTEGERS: Final = frozenset(
-    name
-    for name, kind in Claim.__annotations__.items()
-    if kind == "int"  # the module has postponed annotations
-)
+_INTEGERS: Final = frozenset(name for name, kind in get_type_hints(Claim).items() if kind is int)
 _BLOBS: Final = frozenset(("fingerprint", "credential", "intent", "headers", "body", "body_digest"))
 _OPEN_SQL: Final = "('" + "','".join(OPEN) + "')"
 
