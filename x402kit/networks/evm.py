@@ -168,8 +168,12 @@ def address_of(private_key: bytes) -> str:
     return checksum(_address(_coincurve().PrivateKey(private_key).public_key))
 
 
+@functools.lru_cache(maxsize=256)
 def is_eoa_signature(transfer: Transfer, asset: Asset) -> bool:
-    """Whether the signature is by the key of ``from`` itself; decided by libsecp256k1, offline."""
+    """Whether the signature is by the key of ``from`` itself; decided by libsecp256k1, offline.
+
+    Remembered, because check, simulation and settlement all ask.
+    """
     return len(transfer.signature) == 65 and recover(digest(transfer, asset), transfer.signature) == transfer.payer
 
 

@@ -1,0 +1,275 @@
+"""The EVM rail: ``exact`` by EIP-3009, settled by our own wallet. The port of ``port.py`` put together from its parts.
+
+evm.py          what is decided offline           evm_sender.py   prepare, send, the wallet's nonces
+evm_ready.py    set-up and gas money              evm_outcome.py  what became of it
+evm_verify.py   contract signatures, simulation   gas.py          the settlement's cost inside the price
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ..errors import ConfigError, PaymentRefused, RailUnavailable
+from ..model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
+from ..money import Asset
+from . import evm
+from .assets import default_asset
+from .evm_abi import transfer_data
+from .evm_fees import Fees, default_fee_cap
+from .evm_outcome import Judge, Verdict
+from .evm_reads import Chain
+from .evm_ready import Readiness, check_addresses
+from .evm_sender import Sender
+from .evm_verify import Verifier
+from .evm_wallet import Wallet
+from .gas import GasMeter, GasPolicy
+from .port import Nonces
+from .rpc import Endpoint, Rpc
+
+__all__ = ["EvmOptions", "EvmRail"]
+
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
+_FULL_LOOK_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class EvmOptions:
+    """What is rarely set.
+
+    ``max_fee_per_gas``: the most that we pay for a unit of gas, in wei; by default as in evm_fees.py. ``gas_limit``,
+    ``contract_gas_limit``: absolute limits of a settlement, for payers with a key and for contract wallets.
+    ``reserve_settlements``: how many the wallet must be able to pay for to be ready. ``contract_wallets``: whether EIP-1271 wallets may pay. ``erc6492_factories``:
+    see evm_verify.py. ``final_depth``: blocks until a settlement is no longer watched. ``quorum``: how many of the RPC
+    URLs must agree on an outcome of at least ``quorum_above`` atomic units (I-10). ``poll_seconds``: first and longest
+    pause between looks at a pending transaction. ``rpc_seconds``: time limit of a call. ``clock``: Unix time.
+    """
+
+    max_fee_per_gas: int | None = None
+    gas_limit: int = 150_000
+    contract_gas_limit: int = 300_000
+    reserve_settlements: int = 3
+    contract_wallets: bool = True
+    erc6492_factories: Iterable[str] = ()
+    final_depth: int = 32
+    quorum: int = 1
+    quorum_above: int = 0
+    poll_seconds: tuple[float, float] = (0.02, 0.5)
+    rpc_seconds: float = 10.0
+    clock: Callable[[], float] = time.time
+
+
+_DEFAULTS: Final = EvmOptions()
+
+
+class EvmRail:
+    """One asset on one EVM chain, to one recipient. Without a wallet it only reads: a facilitator then settles.
+
+    Amounts are atomic units of ``asset``. Constructing it does no I/O and loads no package.
+    """
+
+    scheme = "exact"
+
+    def __init__(
+        self,
+        network: str,
+        *,
+        pay_to: str,
+        wallet: Wallet | None = None,
+        rpc: Endpoint | None = None,
+        confirmations: int = 0,
+        gas: GasPolicy | None = None,
+        asset: Asset | None = None,
+        options: EvmOptions = _DEFAULTS,
+    ) -> None:
+        """Raises ``ConfigError``."""
+        self._options = options
+        self.network, self.asset, self._chain_id = network, *_asset(network, asset)
+        self.pay_to, self.confirmations, self.wallet = pay_to, confirmations, wallet
+        self.final_depth = max(self._options.final_depth, confirmations)
+        if not _ADDRESS.match(pay_to) or not _ADDRESS.match(self.asset.address) or confirmations < 0:
+            raise ConfigError("pay_to and asset are 0x… addresses, confirmations a number of blocks")
+        if rpc is None and (wallet is not None or gas is not None):
+            raise ConfigError(f"{network} needs rpc=…, the address of a node")
+        self.rpc = None if rpc is None else Rpc(rpc, seconds=self._options.rpc_seconds)
+        self._parts = None if self.rpc is None else _Parts(self, self.rpc, self._options, gas)
+        quorum, nodes = self._options.quorum, len(self.rpc.nodes) if self.rpc else 1
+        if not 1 <= quorum <= nodes:
+            raise ConfigError(f"a quorum of {quorum} needs as many RPC addresses")
+
+    # What a price and a challenge need
+
+    def extra(self) -> Json:
+        """The EIP-712 name and version that standard clients sign with."""
+        return {"name": self.asset.name, "version": self.asset.version}
+
+    def surcharge(self) -> int:
+        """Atomic units of the settlement's cost; 0 without a gas policy. ``RailUnavailable`` before a first price."""
+        meter = self._parts.meter if self._parts else None
+        return meter.surcharge() if meter else 0
+
+    def surcharges(self) -> tuple[int, ...]:
+        """This window's surcharge first, then those whose challenges still live."""
+        meter = self._parts.meter if self._parts else None
+        return meter.surcharges() if meter else (0,)
+
+    # Offline
+
+    def parse(self, payment: PaymentPayload, offer: PaymentRequirements) -> Authorization:
+        """Read an EIP-3009 payload. Raises ``MalformedPayment``."""
+        return evm.parse(payment, offer)
+
+    def check(self, authorization: Authorization, offer: PaymentRequirements, now: int) -> None:
+        """The offline table of evm.py. Raises ``PaymentRefused``; a signature by no key may still be a contract's."""
+        transfer = evm.check(authorization, offer, authorization.network, now)
+        if not evm.is_eoa_signature(transfer, self.asset) and not self._options.contract_wallets:
+            raise PaymentRefused("invalid_exact_evm_payload_signature")
+
+    # With the chain
+
+    async def start(self) -> None:
+        """Compare addresses, chain id, token and its EIP-712 domain with the set-up. Raises ``ConfigError``.
+
+        A node that is down is no such fault: the comparison is then made before anything is sent.
+        """
+        check_addresses(self.pay_to, self.asset, self.wallet)
+        if self._parts is not None:
+            await self._parts.readiness.start()
+            if self._parts.meter is not None:
+                await self._parts.meter.refresh()
+                self._parts.meter.start()
+
+    async def ready(self) -> None:
+        """Raises ``RailUnavailable`` when the wallet could not pay for settlements now, or the gas price is stale."""
+        if self._parts is None:
+            return
+        await self._parts.readiness.check()
+        if self._parts.meter is not None:
+            self._parts.meter.check()
+
+    async def verify(self, authorization: Authorization, offer: PaymentRequirements) -> None:
+        """evm_verify.py's table. Sends nothing. Raises ``PaymentRefused``, ``PaymentUsed``, ``RailUnavailable``."""
+        parts, wallet = self._ours()
+        await parts.verifier.verify(authorization, offer, wallet.address, int(self._options.clock()))
+
+    async def prepare(self, authorization: Authorization, offer: PaymentRequirements, nonces: Nonces) -> Intent:
+        """Take a nonce and sign; the intent's reference is the hash. Sends nothing. Raises ``RailUnavailable``."""
+        parts, _ = self._ours()
+        transfer = parts.verifier.effective(authorization.body)
+        gas = parts.verifier.gas_for(transfer)
+        data = transfer_data(transfer)
+        assert parts.sender is not None
+        return await parts.sender.prepare(self.asset.address, data, gas, authorization.payment_id, nonces)
+
+    async def send(self, intent: Intent) -> Outcome:
+        """Broadcast it, or once more. Failed only where no pool can have it; see evm_sender.py."""
+        parts, _ = self._ours()
+        assert parts.sender is not None
+        made = await parts.sender.send(intent)
+        if made.state == "failed":
+            parts.readiness.forget()
+        return made
+
+    async def discard(self, intent: Intent, nonces: Nonces) -> None:
+        """Release the nonce of an intent that was never broadcast."""
+        parts, _ = self._ours()
+        assert parts.sender is not None
+        await parts.sender.discard(intent, nonces)
+
+    async def outcome(self, claim: Claim) -> Outcome:
+        """evm_outcome.py's table; for high amounts as many nodes must say the same as ``quorum`` asks for (I-10)."""
+        return await self._judge(claim, quick=False)
+
+    async def wait(self, claim: Claim, seconds: float) -> Outcome:
+        """``outcome`` until it is certain or the time is over, with growing pauses."""
+        made = Outcome("pending", reference=claim.reference)
+        pause, longest = self._options.poll_seconds
+        loop = asyncio.get_running_loop()
+        full_look = loop.time() + _FULL_LOOK_SECONDS
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    quick = loop.time() < full_look
+                    made = await self._judge(claim, quick=quick)
+                    if made.state != "pending":
+                        return made
+                    if not quick:
+                        full_look = loop.time() + _FULL_LOOK_SECONDS
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 1.5, longest)
+        except TimeoutError:
+            return made
+
+    async def close(self) -> None:
+        """End the background reading and close the connections."""
+        if self._parts is not None and self._parts.meter is not None:
+            await self._parts.meter.close()
+        if self.rpc is not None:
+            await self.rpc.close()
+
+    def _ours(self) -> tuple[_Parts, Wallet]:
+        if self._parts is None or self.wallet is None:
+            raise RailUnavailable(detail="no settlement wallet")
+        return self._parts, self.wallet
+
+    async def _judge(self, claim: Claim, *, quick: bool) -> Outcome:
+        parts = self._parts
+        if parts is None:
+            return Outcome("pending", "no rpc", claim.reference)
+        if self._options.quorum > 1 and claim.amount >= self._options.quorum_above:
+            verdict = await self._agreed(parts, claim, quick)
+        else:
+            verdict = await parts.judges[0].judge(claim, quick=quick)
+        if verdict.gap and parts.sender and not await parts.sender.close_gap(claim.nonce, claim.intent):
+            # The claim is what remembers the gap: it ends when the gap is closed.
+            return Outcome("pending", "the wallet's nonce is still unused", claim.reference)
+        return verdict.outcome
+
+    async def _agreed(self, parts: _Parts, claim: Claim, quick: bool) -> Verdict:
+        verdicts = await asyncio.gather(*(judge.judge(claim, quick=quick) for judge in parts.judges[1:]))
+        outcomes = [(v.outcome.state, v.outcome.reference, v.outcome.block_hash, v.outcome.reason) for v in verdicts]
+        agreed, count = Counter(outcomes).most_common(1)[0]
+        found = next(v for v, key in zip(verdicts, outcomes, strict=True) if key == agreed)
+        if agreed[0] != "pending" and count >= self._options.quorum:
+            return found
+        resend = all(v.outcome.resend for v in verdicts)
+        return Verdict(Outcome("pending", "the nodes do not agree", claim.reference, resend=resend))
+
+
+class _Parts:
+    """What a rail with a node consists of."""
+
+    def __init__(self, rail: EvmRail, rpc: Rpc, options: EvmOptions, gas: GasPolicy | None) -> None:
+        asset, wallet = rail.asset, rail.wallet
+        chain_id = evm.chain_id(rail.network)
+        chain = Chain(rpc)
+        fees = Fees(chain, options.max_fee_per_gas or default_fee_cap(chain_id))
+        limit, contract_limit = options.gas_limit, options.contract_gas_limit
+        factories = options.erc6492_factories
+        self.verifier = Verifier(chain, asset, factories=factories, gas=limit, contract_gas=contract_limit)
+        self.sender = None if wallet is None else Sender(chain, wallet, fees, chain_id)
+        needed = options.reserve_settlements * limit
+        self.readiness = Readiness(chain, asset, wallet, fees, needed_gas=needed)
+        self.meter = None if gas is None else GasMeter(gas, chain, fees, asset, options.clock)
+        chains = (chain, *map(Chain, rpc.nodes))
+        self.judges = tuple(Judge(each, self.verifier, asset, rail.final_depth) for each in chains)
+        """The nodes as one, and then each by itself."""
+
+
+def _asset(network: str, asset: Asset | None) -> tuple[Asset, int]:
+    """The asset and the chain id of a network. A token that we don't know needs the whole ``Asset`` (B11)."""
+    try:
+        chain_id = evm.chain_id(network)
+    except ValueError:
+        raise ConfigError(f'an EVM network is written like "eip155:8453", not {network!r}') from None
+    found = asset or default_asset(network)
+    if found is None:
+        raise ConfigError(f"no asset is known on {network}; give asset=Asset(…)")
+    if found.network != network or not found.name or not found.version:
+        raise ConfigError(f"the asset is not on {network}, or has no EIP-712 name and version")
+    return found, chain_id

@@ -1,0 +1,89 @@
+"""What a chain's events say of an authorization: that it was used, by which transaction, and that we were paid by it.
+
+A payment counts when the asset's own contract emitted ``Transfer(payer, pay_to, amount)``, exactly, for this nonce
+(B11, B12). Where one transaction uses several authorizations, each ``AuthorizationUsed`` goes with the event after it,
+so that no transfer counts for two (I3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ..model import VALID_FOR_MAX
+from .evm_abi import address_word, topic, word
+from .evm_reads import Chain, Log, Receipt, hex_data
+
+__all__ = ["Transferred", "Use", "find_transfer", "find_use"]
+
+_TRANSFER: Final = "Transfer(address,address,uint256)"
+_USED: Final = "AuthorizationUsed(address,bytes32)"
+_CANCELLED: Final = "AuthorizationCanceled(address,bytes32)"
+_SPAN: Final = 2000
+"""Blocks asked for at once: what most nodes allow."""
+_SPANS_MAX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """What we look for: lower-case addresses, atomic units."""
+
+    asset: str
+    payer: str
+    to: str
+    value: int
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Where an authorization ended: the transaction's receipt, and our transfer's log index, -1 when we got nothing."""
+
+    receipt: Receipt
+    log_index: int
+
+
+def _is_transfer(log: Log, wanted: Transferred) -> bool:
+    return (
+        log.address == wanted.asset
+        and log.topics == (topic(_TRANSFER), hex_data(address_word(wanted.payer)), hex_data(address_word(wanted.to)))
+        and log.data == word(wanted.value)
+    )
+
+
+def find_transfer(receipt: Receipt, wanted: Transferred) -> int:
+    """The log index of the transfer that ``wanted`` made in this transaction, or -1."""
+    if not receipt.succeeded:
+        return -1
+    used = [
+        i for i, log in enumerate(receipt.logs) if log.address == wanted.asset and log.topics[:1] == (topic(_USED),)
+    ]
+    nonce = hex_data(wanted.nonce)
+    ours = [i for i in used if receipt.logs[i].topics[1:] == (hex_data(address_word(wanted.payer)), nonce)]
+    if not ours:
+        return -1
+    candidates = receipt.logs if len(used) == 1 else receipt.logs[ours[0] + 1 : ours[0] + 2]
+    return next((log.index for log in candidates if _is_transfer(log, wanted)), -1)
+
+
+async def find_use(chain: Chain, wanted: Transferred, head: int, since: int) -> Use | None:
+    """Look back from block ``head`` for what used or cancelled the authorization, as far as the time ``since``.
+
+    None when nothing is found there, or the node does not reach so far. Raises ``RpcTrouble``, ``RpcRefused``.
+    """
+    events: list[object] = [
+        [topic(_USED), topic(_CANCELLED)],
+        hex_data(address_word(wanted.payer)),
+        hex_data(wanted.nonce),
+    ]
+    last = head
+    for _ in range(_SPANS_MAX):
+        first = max(0, last - _SPAN + 1)
+        for log in await chain.logs(wanted.asset, events, first, last):
+            receipt = await chain.receipt(log.transaction)
+            if log.address == wanted.asset and receipt is not None and receipt.succeeded:
+                return Use(receipt, find_transfer(receipt, wanted))
+        if first == 0 or (await chain.block(first)).timestamp < since - VALID_FOR_MAX:
+            return None
+        last = first - 1
+    return None
