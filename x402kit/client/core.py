@@ -1,0 +1,254 @@
+"""One paid call, without I/O: a generator that asks its driver for one step after another.
+
+    send as it is ── not 402, or not for us ─────────────────────────────→ the answer, untouched
+        │ 402 with an offer that we know
+        ├─ an open payment for this very request ─→ show it again (M02, M03)
+        └─ none ─→ policy ─→ count, sign, write down ─→ show it
+                                                          │
+           2xx, 3xx → accepted, when its body has come    ├─ lost answer, 409, 5xx: show the same again, a few times;
+           403      → used                                │    then the answer as it is, or PaymentOutcomeUnknown
+           402      → PaymentNotAccepted (M01, M07)       └─ the row stays open: the next identical call shows it again
+
+While its row is open, a payment keeps its request from being signed for again: a refused one until it can't land any
+more, a doubtful one for ``max_validity`` seconds and until the server then refuses it. ``max_signatures=2`` lets a 402
+without any doubt lead to one more signature. The driver (transport.py) sends, stores, asks and sleeps.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..errors import PayerError, PaymentNotAccepted, PaymentOutcomeUnknown, PolicyRefused
+from . import wallets
+from .challenge import Challenge, Offer, payment_header, read_challenge, says_json
+from .journal import Journal, Payment
+from .policy import Policy, Target, proposal, to_micros
+from .receipts import PaymentInfo, read_payment, read_receipt
+from .steps import Answer, Ask, Body, Drop, Lost, Send, Sleep, Step, Steps, Store
+
+__all__ = ["Attempt", "Setup"]
+
+_log = logging.getLogger("x402kit.client")
+
+AGAIN: Final = frozenset((409, 500, 502, 503, 504))
+"""Answers after which the same payment is shown again: money may have moved, or the server asks for it."""
+WAIT_MAX: Final = 10.0
+"""Seconds; a longer Retry-After is not waited for here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all calls of one payer share."""
+
+    wallet: wallets.Wallet
+    policy: Policy
+    journal: Journal
+    clock: Callable[[], float]
+    asks: bool
+    max_validity: int
+    max_signatures: int
+    retries: int
+    backoff: float
+    read_timeout: float
+    nonces: Callable[[], bytes] = lambda: secrets.token_bytes(32)
+
+    def now(self) -> int:
+        return int(self.clock())
+
+
+class Attempt:
+    """One call from its first send to its answer. ``steps`` is the flow; the rest ends a payment that is in use."""
+
+    def __init__(self, setup: Setup, target: Target) -> None:
+        self._setup = setup
+        self._target = target
+        self._in_use: Payment | None = None
+        self._signing = ""
+        self._shown: list[str] = []
+        self._doubt = False
+
+    def steps(self) -> Steps:
+        """Returns the payment behind the driver's last answer, or None when it was not paid by us."""
+        answer = yield from self._send_unpaid()
+        challenge = yield from self._challenge(answer)
+        offers = challenge.offers(self._setup.policy.known) if challenge else []
+        if not offers:
+            return None
+        yield Drop()
+        self._setup.policy.check_target(self._target)
+        key = (self._target.fingerprint, self._setup.wallet.address, self._setup.now())
+        found: Payment | None = yield Store(lambda: self._setup.journal.take(*key, self))
+        payment = found or (yield from self._sign(offers))
+        fresh = found is None
+        while True:
+            answer = yield from self._show(payment, fresh=fresh)
+            if answer.status != 402:
+                return (yield from self._end(payment, answer))
+            offers = yield from self._refused(payment, answer)
+            payment, fresh = (yield from self._sign(offers)), True
+
+    def _send_unpaid(self) -> Generator[Step, Any, Answer]:
+        result = yield Send()
+        if isinstance(result, Lost):
+            raise result.error
+        assert isinstance(result, Answer)
+        return result
+
+    def _challenge(self, answer: Answer) -> Generator[Step, Any, Challenge | None]:
+        if answer.status != 402:
+            return None
+        found = read_challenge(answer.headers, None)
+        if found is None and says_json(answer.headers):
+            body: bytes | None = yield Body()
+            found = read_challenge(answer.headers, body)
+        return found
+
+    def _sign(self, offers: list[Offer]) -> Generator[Step, Any, Payment]:
+        """Policy, then the caps, the signature and the row in one transaction. Raises ``PolicyRefused``."""
+        setup = self._setup
+        offer = setup.policy.choose(offers)
+        if setup.asks and not (yield Ask(proposal(offer, self._target))):
+            raise PolicyRefused("the approve callback refused the payment")
+        nonce = setup.nonces()
+        draft = self._draft(offer, nonce)
+        terms, wallet = offer.terms, setup.wallet
+
+        def sign() -> tuple[str, str]:
+            to = (offer.asset, terms.pay_to, terms.amount, draft.valid_before, nonce)
+            return payment_header(offer, wallets.authorize(wallet, *to))
+
+        caps = setup.policy.caps
+        self._signing = draft.reference
+        signed: Payment = yield Store(lambda: setup.journal.reserve(draft, (caps.hour, caps.day), sign, self))
+        self._signing = ""
+        return signed
+
+    def _draft(self, offer: Offer, nonce: bytes) -> Payment:
+        setup, target, terms = self._setup, self._target, offer.terms
+        now = setup.now()
+        return Payment(
+            reference="0x" + nonce.hex(),
+            fingerprint=target.fingerprint,
+            method=target.method,
+            url=target.url,
+            network=terms.network,
+            asset=offer.asset.address,
+            pay_to=terms.pay_to,
+            payer=setup.wallet.address,
+            amount=terms.amount,
+            micros=to_micros(terms.amount, offer.asset),
+            created_at=now,
+            valid_before=now + min(terms.max_timeout_seconds, setup.max_validity),
+            open_until=now + setup.max_validity,
+        )
+
+    def _show(self, payment: Payment, *, fresh: bool) -> Generator[Step, Any, Answer]:
+        """Show one payment until there is an answer that decides, or the tries are used up."""
+        self._in_use = payment
+        self._shown.append(payment.reference)
+        self._doubt = not fresh and payment.state != "refused"
+        attempt = 0
+        while True:
+            result: Answer | Lost = yield Send(payment, self._setup.read_timeout)
+            again = isinstance(result, Lost) or result.status in AGAIN
+            self._doubt |= result.sent if isinstance(result, Lost) else again
+            if not again or attempt == self._setup.retries:
+                break
+            if isinstance(result, Answer):
+                yield Drop()
+            yield Sleep(self._wait(result, attempt))
+            attempt += 1
+        if isinstance(result, Lost):
+            yield from self._finish(payment, "unknown" if self._doubt else "refused", reason=repr(result.error))
+            if not self._doubt:
+                raise result.error
+            raise _unknown(payment.reference) from result.error
+        return result
+
+    def _wait(self, result: Answer | Lost, attempt: int) -> float:
+        said = result.headers.get("retry-after", "") if isinstance(result, Answer) else ""
+        seconds = int(said) if said.isascii() and said.isdigit() and len(said) < 6 else self._setup.backoff * 2**attempt
+        return min(float(seconds), WAIT_MAX)
+
+    def _refused(self, payment: Payment, answer: Answer) -> Generator[Step, Any, list[Offer]]:
+        """A 402 after a payment: the fresh offers where one more signature is allowed, else ``PaymentNotAccepted``."""
+        challenge = yield from self._challenge(answer)
+        yield Drop()
+        receipt = read_receipt(answer.headers)
+        said = (receipt.error_reason if receipt else "") or (challenge.parsed.error if challenge else "")
+        lapsed = self._doubt and payment.open_until < self._setup.now()
+        state = "lapsed" if lapsed else "unknown" if self._doubt else "refused"
+        yield from self._finish(payment, state, reason=f"402: {said}")
+        offers = challenge.offers(self._setup.policy.known) if challenge else []
+        allowed = not self._doubt and len(self._shown) < self._setup.max_signatures
+        if offers and (allowed or (lapsed and len(self._shown) == 1)):
+            return offers
+        shown = " and ".join(self._shown)
+        reason = "".join(char for char in said[:200] if char.isprintable()) or "no reason given"
+        raise PaymentNotAccepted(f"the server refused the payment {shown}: {reason}", reference=payment.reference)
+
+    def _end(self, payment: Payment, answer: Answer) -> Generator[Step, Any, PaymentInfo]:
+        info = read_payment(payment, answer.headers)
+        state = _state_after(answer, info)
+        if state != "accepted":
+            yield from self._finish(payment, state, transaction=info.transaction, reason=f"status {answer.status}")
+        return info
+
+    def _finish(
+        self, payment: Payment, state: str, *, transaction: str = "", reason: str = ""
+    ) -> Generator[Step, Any, None]:
+        self._in_use = None
+        yield Store(lambda: self._write(payment.reference, state, transaction, reason))
+
+    def _write(self, reference: str, state: str, transaction: str, reason: str) -> None:
+        try:
+            self._setup.journal.finish(reference, state, transaction=transaction, reason=reason)
+        except PayerError:  # the row stays as it is, open: the safe side
+            _log.exception("payment %s: %s could not be written down", reference, state)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ``interrupted`` has something to write."""
+        return self._in_use is not None or bool(self._signing)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a payment waits for ``completed`` or ``interrupted``."""
+        return self._in_use is not None
+
+    def completed(self, info: PaymentInfo) -> None:
+        """The answer's body has come, or was not wanted: the payment is accepted. Blocks."""
+        payment, self._in_use = self._in_use, None
+        if payment is not None:
+            self._write(payment.reference, "accepted", info.transaction, info.problem)
+
+    def interrupted(self, error: BaseException) -> None:
+        """The call ends before its answer did (M12): a payment that was shown stays open. Blocks."""
+        payment, self._in_use = self._in_use, None
+        if payment is None:
+            if self._signing:
+                self._write(self._signing, "refused", "", "never sent")
+            return
+        unknown = _unknown(payment.reference)
+        error.add_note(str(unknown))
+        if error.__cause__ is None:
+            error.__cause__ = unknown
+        self._write(payment.reference, "unknown", "", f"interrupted: {error!r}")
+
+
+def _unknown(reference: str) -> PaymentOutcomeUnknown:
+    return PaymentOutcomeUnknown("the payment was sent and no certain answer came", reference=reference)
+
+
+def _state_after(answer: Answer, info: PaymentInfo) -> str:
+    """The row's state after a deciding answer that is no 402."""
+    if answer.status == 403:
+        return "used"
+    if answer.status in AGAIN or "payment-outcome" in answer.headers:
+        return "unknown"  # the payment may be good still, for the same request
+    settled = info.receipt is not None and info.receipt.success
+    return "accepted" if answer.status < 400 or settled else "refused"

@@ -1,0 +1,237 @@
+"""What the drivers of both kinds share: one request, the answer that the core looks at, and streams that play again.
+
+Written against httpx's names; ``Family`` holds the classes themselves, httpx's or httpx2's, which have one shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+
+from ..errors import PaymentOutcomeUnknown, UnreplayableBody
+from ..model import BYTES_NESTED_MAX
+from .challenge import has_payment
+from .core import Attempt, Setup
+from .policy import Target
+from .receipts import EXTENSION, PaymentInfo
+from .steps import Answer, Lost, Send
+
+__all__ = ["AsyncReplay", "Exchange", "Family", "Head", "Replay", "is_ours"]
+
+BUFFER_MAX: Final = 1024 * 1024
+"""Bytes of a request body of known length that are read into memory, so that it can be sent twice (M11)."""
+FIRST_ORIGIN: Final = "x402kit.first_origin"
+"""Kept in a request's extensions, which a client hands on to the request that follows a redirect (M06)."""
+_SLICE: Final = 1024
+
+End = Callable[[BaseException | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The classes of httpx or of httpx2."""
+
+    request: type[httpx.Request]
+    response: type[httpx.Response]
+    byte_stream: type[httpx.ByteStream]
+    transport_error: type[httpx.TransportError]
+    decoding_error: type[httpx.DecodingError]
+    not_sent: tuple[type[httpx.TransportError], ...]
+    """Errors after which the server has certainly seen nothing."""
+    unknown: Callable[[PaymentOutcomeUnknown], Exception]
+    replay: Callable[..., Any]
+    async_replay: Callable[..., Any]
+
+
+def is_ours(family: Family, setup: Setup, request: httpx.Request) -> bool:
+    """Whether the core handles a request; its body is then in memory, or short and of known length.
+
+    Not ours: one that carries a payment of the caller's own, and a stream to a host that is never paid. Raises
+    ``UnreplayableBody`` for other streams, before any I/O.
+    """
+    if has_payment(request.headers):
+        return False
+    length = request.headers.get("content-length", "")
+    is_short = length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= BUFFER_MAX
+    if is_short or isinstance(request.stream, family.byte_stream):
+        return True
+    if not setup.policy.allows_host(_host(request.url), _port(request.url)):
+        return False
+    raise UnreplayableBody("a streamed body can't be sent again with a payment; give it as bytes")
+
+
+def _host(url: httpx.URL) -> str:
+    return url.raw_host.decode("ascii").lower()
+
+
+def _port(url: httpx.URL) -> int | None:
+    return url.port or {"https": 443, "http": 80}.get(url.scheme)
+
+
+def _target(request: httpx.Request) -> Target:
+    url = request.url
+    origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
+    place = origin + url.raw_path.decode("ascii")
+    parts = (request.method.encode(), place.encode(), request.content)
+    fingerprint = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+    first: str = request.extensions.setdefault(FIRST_ORIGIN, origin)
+    return Target(request.method, place, _host(url), _port(url), url.scheme == "https", fingerprint, origin, first)
+
+
+def _longer(timeout: Any, least: float) -> dict[str, Any]:
+    """The paid leg's read time-out is no shorter than a settlement may take (I-12); None is without end."""
+    made = dict(timeout or {})
+    if made.get("read") is not None:
+        made["read"] = max(made["read"], least)
+    return made
+
+
+class Exchange:
+    """One request of the client's, and the answer that the core looks at."""
+
+    def __init__(self, family: Family, setup: Setup, request: httpx.Request) -> None:
+        self._family = family
+        self._request = request
+        self.response: httpx.Response | None = None
+        self.attempt = Attempt(setup, _target(request))
+
+    def outgoing(self, step: Send) -> httpx.Request:
+        """The client's request, or a copy with the payment: its own headers stay without one (M06)."""
+        request = self._request
+        if step.payment is None:
+            return request
+        headers = request.headers.copy()
+        headers[step.payment.header] = step.payment.value
+        extensions = {**request.extensions, "timeout": _longer(request.extensions.get("timeout"), step.read_timeout)}
+        return self._family.request(
+            request.method, request.url, headers=headers, stream=request.stream, extensions=extensions
+        )
+
+    def answered(self, response: httpx.Response) -> Answer:
+        self.response = response
+        return Answer(response.status_code, response.headers)
+
+    def lost(self, error: httpx.TransportError) -> Lost:
+        return Lost(error, sent=not isinstance(error, self._family.not_sent))
+
+    def decode(self, raw: bytes) -> bytes | None:
+        """A body without its content encoding, up to the limit: a small bomb stays small."""
+        assert self.response is not None
+        slices = [raw[i : i + _SLICE] for i in range(0, len(raw), _SLICE)]
+        stream = self._family.replay(slices, iter(()), None)
+        copy = self._family.response(200, headers=self.response.headers, stream=stream)
+        out = bytearray()
+        try:
+            for chunk in copy.iter_bytes():
+                out += chunk
+                if len(out) > BYTES_NESTED_MAX:
+                    return None
+        except self._family.decoding_error:
+            return None
+        return bytes(out)
+
+    def finished(self, info: PaymentInfo | None) -> tuple[httpx.Response, End | None]:
+        """The answer for the client, and what its body must call at its end, where a payment waits for that."""
+        assert self.response is not None
+        if info is None:
+            return self.response, None
+        self.response.extensions = {**self.response.extensions, EXTENSION: info}
+        paid = info
+
+        def end(error: BaseException | None) -> None:
+            if error is None:
+                self.attempt.completed(paid)
+            else:
+                self.attempt.interrupted(error)
+
+        return self.response, end if self.attempt.in_use else None
+
+
+class Head:
+    """The beginning of a body that was looked at: chunks up to the limit, and whether that was all."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self._size = 0
+
+    def add(self, chunk: bytes) -> bool:
+        """Whether there may be more that is worth reading."""
+        self.chunks.append(chunk)
+        self._size += len(chunk)
+        return self.whole
+
+    @property
+    def whole(self) -> bool:
+        return self._size <= BYTES_NESTED_MAX
+
+
+class Replay:
+    """A body: chunks that were read already, the rest, and what to call once when it has come, broke, or is closed."""
+
+    def __init__(self, head: Sequence[bytes], rest: Iterator[bytes], inner: Any, end: End | None = None) -> None:
+        self._head, self._rest, self._inner, self._end = head, rest, inner, end
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._head
+            yield from self._rest
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self._ended(error)
+            raise
+        self._ended(None)
+
+    def close(self) -> None:
+        try:
+            if self._inner is not None:
+                self._inner.close()
+        finally:
+            self._ended(None)
+
+    def _ended(self, error: BaseException | None) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            end(error)
+
+
+class AsyncReplay:
+    """The same, asynchronous; ``end`` is awaited."""
+
+    def __init__(
+        self,
+        head: Sequence[bytes],
+        rest: AsyncIterator[bytes],
+        inner: Any,
+        end: Callable[[BaseException | None], Awaitable[None]] | None = None,
+    ) -> None:
+        self._head, self._rest, self._inner, self._end = head, rest, inner, end
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            for chunk in self._head:
+                yield chunk
+            async for chunk in self._rest:
+                yield chunk
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            await self._ended(error)
+            raise
+        await self._ended(None)
+
+    async def aclose(self) -> None:
+        try:
+            if self._inner is not None:
+                await self._inner.aclose()
+        finally:
+            await self._ended(None)
+
+    async def _ended(self, error: BaseException | None) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            await end(error)

@@ -1,0 +1,289 @@
+"""What was signed, written down before it is sent (M03), and what was spent (M04). SQLite, on disk or in memory.
+
+| state | means | shown again for the same request? | its budget |
+| --- | --- | --- | --- |
+| signed | a live call is using it, or its process died | yes, once that call or process is gone | held |
+| unknown | sent, and no certain answer | yes | held |
+| refused | the server says that no money moved, or it was never sent | until ``valid_before`` | held until then |
+| released | a refused one that can't land any more | no | given back |
+| lapsed | an unknown one that the server refused after ``open_until`` | no | spent |
+| accepted | goods came | no | spent |
+| used | the server says that it is spent (403) | no | spent |
+
+Cap and row are one transaction, guarded in the statement that counts, so that threads and processes on one file
+together never exceed a cap. ``synchronous=FULL``: a row that was written survives a power cut (J02). All calls block;
+the asynchronous transport makes them in a worker thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+from typing import Final
+
+from ..errors import ConfigError, PayerError, TooDear
+
+__all__ = ["Journal", "Payment"]
+
+SHOWN_LATE: Final = 3600
+"""Seconds after ``open_until`` in which an unknown payment is still shown: as long as servers keep answers (C03)."""
+LEASE: Final = 900
+"""Seconds after which a live process's use of a payment is not believed any more (its number may be another's)."""
+KEEP: Final = 31 * 86400
+"""Seconds for which closed rows are kept on disk."""
+KEEP_IN_MEMORY: Final = 3600
+PURGE_EVERY: Final = 256
+_VERSION: Final = 1
+
+_SCHEMA: Final = f"""
+CREATE TABLE payments (
+    reference TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, method TEXT NOT NULL, url TEXT NOT NULL,
+    network TEXT NOT NULL, asset TEXT NOT NULL, pay_to TEXT NOT NULL, payer TEXT NOT NULL,
+    amount INTEGER NOT NULL CHECK (amount >= 0), micros INTEGER NOT NULL CHECK (micros >= 0),
+    created_at INTEGER NOT NULL, valid_before INTEGER NOT NULL, open_until INTEGER NOT NULL,
+    header TEXT NOT NULL, value TEXT NOT NULL, state TEXT NOT NULL, transaction_hash TEXT NOT NULL,
+    reason TEXT NOT NULL, owner TEXT NOT NULL DEFAULT '', lease_until INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX open_payments ON payments (fingerprint, payer) WHERE state IN ('signed', 'unknown', 'refused');
+CREATE INDEX refused_payments ON payments (valid_before) WHERE state = 'refused';
+CREATE INDEX old_payments ON payments (created_at);
+CREATE TABLE spent (payer TEXT, period TEXT, micros INTEGER NOT NULL, PRIMARY KEY (payer, period)) WITHOUT ROWID;
+PRAGMA user_version = {_VERSION};
+"""
+_FIND: Final = """
+SELECT {}, owner, lease_until FROM payments
+WHERE fingerprint = ? AND payer = ? AND state IN ('signed', 'unknown', 'refused')
+AND CASE state WHEN 'refused' THEN valid_before >= ? ELSE open_until >= ? END ORDER BY rowid
+"""
+_COUNT: Final = """
+INSERT INTO spent VALUES (:payer, :period, :micros)
+ON CONFLICT DO UPDATE SET micros = micros + excluded.micros WHERE :cap IS NULL OR micros + excluded.micros <= :cap
+"""
+_UNCOUNT: Final = "UPDATE spent SET micros = max(0, micros - ?) WHERE payer = ? AND period = ?"
+
+_owners: set[str] = set()
+"""The journals that are open in this process."""
+_inherited: list[sqlite3.Connection] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """A row. ``amount`` in atomic units of ``asset``, ``micros`` in millionths of a dollar, times in Unix seconds."""
+
+    reference: str
+    fingerprint: bytes
+    method: str
+    url: str
+    network: str
+    asset: str
+    pay_to: str
+    payer: str
+    amount: int
+    micros: int
+    created_at: int
+    valid_before: int
+    open_until: int
+    header: str = ""
+    value: str = ""
+    state: str = "signed"
+    transaction: str = ""
+    reason: str = ""
+
+
+_COLUMNS: Final = ", ".join("transaction_hash" if f.name == "transaction" else f.name for f in fields(Payment))
+_WIDTH: Final = len(fields(Payment))
+
+
+class Journal:
+    """Opens or makes the file (mode 0600: it holds signed payments); ``None`` keeps it in memory.
+
+    Raises ``ConfigError`` for a file that is no journal of ours; its methods raise ``PayerError`` when it can't be
+    written, and then nothing was signed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self._path = None if path is None else Path(path).expanduser()
+        self._writes = 0
+        self._open()
+
+    def _open(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._owner = f"{self._pid}-{secrets.token_hex(8)}"
+        self._live: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
+        _owners.add(self._owner)
+        try:
+            self._db = _connect(self._path)
+        except (OSError, sqlite3.Error) as e:
+            raise ConfigError(f"the journal {self._path} can't be opened: {e}") from e
+        self.close = weakref.finalize(self, _close, self._db, self._owner)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Generator[sqlite3.Connection]:
+        if self._pid != os.getpid() and self._path is not None:
+            _inherited.append(self._db)  # forked: the parent's connection must be neither used nor closed here
+            self.close.detach()
+            self._open()
+        try:
+            with self._lock:
+                yield self._db
+        except sqlite3.Error as e:
+            raise PayerError(f"the payment journal can't be used: {e}") from e
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[sqlite3.Connection]:
+        with self._locked() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    def take(self, fingerprint: bytes, payer: str, now: int, holder: object) -> Payment | None:
+        """The open payment for a request, leased to ``holder`` while that lives; None where it is in use."""
+        with self._locked() as db:
+            rows = db.execute(_FIND.format(_COLUMNS), (fingerprint, payer, now, now - SHOWN_LATE)).fetchall()
+            for row in rows:
+                found, owner, lease_until = Payment(*row[:_WIDTH]), str(row[_WIDTH]), int(row[_WIDTH + 1])
+                if not self._in_use(found.reference, owner, lease_until, now) and self._lease(db, found, owner, now):
+                    self._live[found.reference] = holder
+                    return found
+        return None
+
+    def _in_use(self, reference: str, owner: str, lease_until: int, now: int) -> bool:
+        if owner == self._owner:
+            return reference in self._live
+        return bool(owner) and lease_until > now and _is_alive(owner)
+
+    def _lease(self, db: sqlite3.Connection, found: Payment, owner: str, now: int) -> bool:
+        changed = db.execute(
+            "UPDATE payments SET state = 'signed', owner = ?, lease_until = ? WHERE reference = ? AND owner = ?",
+            (self._owner, now + LEASE, found.reference, owner),
+        ).rowcount
+        return changed == 1
+
+    def reserve(
+        self,
+        draft: Payment,
+        caps: tuple[int | None, int | None],
+        sign: Callable[[], tuple[str, str]],
+        holder: object,
+    ) -> Payment:
+        """Count the payment against the hour's and the day's cap, then sign it, and write it down: one transaction.
+
+        Raises ``TooDear`` when a cap would be exceeded; then ``sign`` was not called.
+        """
+        with self._writing() as db:
+            self._sweep(db, draft.created_at)
+            for period, cap in zip(_periods(draft.created_at), caps, strict=True):
+                _count(db, draft, period, cap)
+            header, value = sign()
+            made = replace(draft, header=header, value=value)
+            marks = ", ".join("?" * (_WIDTH + 2))
+            row = (*astuple(made), self._owner, draft.created_at + LEASE)
+            db.execute(f"INSERT INTO payments ({_COLUMNS}, owner, lease_until) VALUES ({marks})", row)
+            self._live[made.reference] = holder
+        return made
+
+    def _sweep(self, db: sqlite3.Connection, now: int) -> None:
+        """Give back what certainly did not move and can't any more; forget what is old."""
+        over = "WHERE state = 'refused' AND valid_before < ?"
+        rows = db.execute(f"SELECT micros, payer, created_at FROM payments {over}", (now,)).fetchall()
+        for micros, payer, created_at in rows:
+            for period in _periods(created_at):
+                db.execute(_UNCOUNT, (micros, payer, period))
+        db.execute(f"UPDATE payments SET state = 'released', value = '' {over}", (now,))
+        if self._writes % PURGE_EVERY == 0:
+            before = now - (KEEP_IN_MEMORY if self._path is None else KEEP)
+            db.execute("DELETE FROM payments WHERE created_at < ? AND open_until < ?", (before, now - SHOWN_LATE))
+        self._writes += 1
+
+    def finish(self, reference: str, state: str, *, transaction: str = "", reason: str = "") -> None:
+        """The call that used the payment is over: end its lease, and write what became of it."""
+        closed = state in ("accepted", "used", "lapsed", "released")
+        with self._writing() as db:
+            self._live.pop(reference, None)
+            db.execute(
+                "UPDATE payments SET state = ?, transaction_hash = ?, reason = ?, owner = '', lease_until = 0, "
+                "value = CASE WHEN ? THEN '' ELSE value END WHERE reference = ?",
+                (state, transaction, reason[:500], closed, reference),
+            )
+
+    def payments(self, *, only_open: bool = False) -> list[Payment]:
+        """The rows, oldest first; ``only_open``: those that are not closed."""
+        where = "WHERE state IN ('signed', 'unknown', 'refused')" if only_open else ""
+        with self._locked() as db:
+            rows = db.execute(f"SELECT {_COLUMNS} FROM payments {where} ORDER BY rowid").fetchall()
+        return [Payment(*row) for row in rows]
+
+    def spent(self, payer: str, now: int) -> tuple[int, int]:
+        """Millionths of a dollar counted in this UTC hour and this UTC day, open payments included."""
+        query = "SELECT micros FROM spent WHERE payer = ? AND period = ?"
+        with self._locked() as db:
+            rows = [db.execute(query, (payer, period)).fetchone() for period in _periods(now)]
+        hour, day = (int(row[0]) if row else 0 for row in rows)
+        return hour, day
+
+
+def _periods(now: int) -> tuple[str, str]:
+    return f"hour {now // 3600}", f"day {now // 86400}"
+
+
+def _count(db: sqlite3.Connection, draft: Payment, period: str, cap: int | None) -> None:
+    values = {"payer": draft.payer, "period": period, "micros": draft.micros, "cap": cap}
+    fits = cap is None or draft.micros <= cap
+    if not fits or db.execute(_COUNT, values).rowcount == 0:
+        name = "Limits.per_" + period.partition(" ")[0]
+        raise TooDear(f"the payment would exceed {name}; nothing was signed")
+
+
+def _is_alive(owner: str) -> bool:
+    """Whether the process that holds a lease still runs; where that can't be asked, no: sharing loses no money."""
+    pid = int(owner.partition("-")[0])
+    if pid == os.getpid():
+        return owner in _owners
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
+    if path is not None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    db = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=10)
+    db.execute("PRAGMA busy_timeout = 10000")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("BEGIN IMMEDIATE")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if version == 0 and tables == 0:
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+        version = _VERSION
+    db.execute("COMMIT")
+    if version != _VERSION:
+        db.close()
+        raise ConfigError(f"{path} is not a payment journal that this version can read")
+    return db
+
+
+def _close(db: sqlite3.Connection, owner: str) -> None:
+    _owners.discard(owner)
+    db.close()

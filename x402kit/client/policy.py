@@ -1,0 +1,215 @@
+"""What the payer may pay: caps, networks, assets, hosts. Pure; nothing that a seller writes changes it (M05, M08).
+
+Order of the decisions about a 402 that is for us, each before anything is signed:
+
+    1  https, and no private or loopback address        PolicyRefused (M09)
+    2  the host is allowed; a redirect stays at home    PolicyRefused (M06)
+    3  an offer in an allowed network and asset         NothingPayable
+    4  the first of them within ``per_call``            TooDear (M01)
+    5  the ``approve`` callback                         PolicyRefused (M08)
+    6  ``per_hour`` and ``per_day``, with the journal   TooDear (M04)
+
+Caps are in dollars, and every asset is taken as worth a dollar: the table in networks/assets.py holds only such, and
+so must the ``Asset`` values that a caller adds. An amount is rounded up to a millionth of a dollar, a cap down.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR
+from typing import Final
+
+from ..errors import ConfigError, NothingPayable, PolicyRefused, TooDear
+from ..money import MAX_AMOUNT, Asset, format_units, usd
+from ..networks.assets import DEFAULTS
+from ..protocols.x402 import caip2
+from .challenge import Offer
+
+__all__ = ["Caps", "Limits", "Policy", "Proposal", "Target"]
+
+MICRO: Final = 6
+"""Budgets are counted in millionths of a dollar."""
+TEXT_MAX: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The payer's policy.
+
+    ``per_call``, ``per_hour``, ``per_day``: dollars such as ``"$0.05"``, None for no cap; hours and days are UTC's.
+    ``hosts``: names, with or without a port; None allows any. ``networks``: CAIP-2 or v1's short names. ``assets``:
+    symbols or addresses of known assets, or a whole ``Asset`` (worth a dollar) that we don't know. Raises
+    ``ConfigError``.
+    """
+
+    per_call: str | None = "$0.10"
+    per_hour: str | None = None
+    per_day: str | None = None
+    hosts: Sequence[str] | None = None
+    networks: Sequence[str] | None = None
+    assets: Sequence[str | Asset] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("hosts", "networks", "assets"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigError(f"Limits.{name} is a list, not one text")
+        Caps.of(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """``Limits``' caps in millionths of a dollar."""
+
+    call: int | None
+    hour: int | None
+    day: int | None
+
+    @classmethod
+    def of(cls, limits: Limits) -> Caps:
+        return cls(_micros(limits.per_call), _micros(limits.per_hour), _micros(limits.per_day))
+
+
+def _micros(cap: str | None) -> int | None:
+    if cap is None:
+        return None
+    micros = int(usd(cap).value.scaleb(MICRO).to_integral_value(ROUND_FLOOR))
+    return min(micros, MAX_AMOUNT // 2)
+
+
+def to_micros(amount: int, asset: Asset) -> int:
+    """Atomic units of a dollar asset in millionths of a dollar, rounded up."""
+    unit: int = 10**asset.decimals
+    return -(-amount * 10**MICRO // unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the policy and the journal know of a request. ``url`` has neither user info nor fragment."""
+
+    method: str
+    url: str
+    host: str
+    port: int | None
+    secure: bool
+    fingerprint: bytes
+    origin: str
+    first_origin: str
+    """Where the caller's call began, before the client followed redirects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What ``approve`` is asked. All is parsed and checked, but ``description``, which is the seller's own words."""
+
+    amount: int
+    asset: Asset
+    network: str
+    pay_to: str
+    method: str
+    host: str
+    url: str
+    description: str
+
+    @property
+    def price(self) -> str:
+        """For people, such as ``0.010000 USDC``."""
+        return f"{format_units(self.amount, self.asset.decimals)} {self.asset.symbol}"
+
+
+class Policy:
+    """``Limits``, made ready. Raises ``ConfigError`` for a network or an asset that we don't know."""
+
+    def __init__(self, limits: Limits, *, allow_insecure: bool = False) -> None:
+        self.caps = Caps.of(limits)
+        self._allow_insecure = allow_insecure
+        self._hosts = None if limits.hosts is None else frozenset(host.lower() for host in limits.hosts)
+        added = [asset for asset in limits.assets or () if isinstance(asset, Asset)]
+        self.known = {_key(asset): asset for asset in (*DEFAULTS.values(), *added)}
+        self._allowed = self._filter(limits)
+
+    def _filter(self, limits: Limits) -> frozenset[tuple[str, str]]:
+        keys = set(self.known)
+        if limits.networks is not None:
+            networks = {caip2(network) for network in limits.networks}
+            if not networks <= {network for network, _ in keys}:
+                raise ConfigError(f"no asset is known on some of the networks {sorted(networks)}")
+            keys = {key for key in keys if key[0] in networks}
+        if limits.assets is not None:
+            keys = {key for asset in limits.assets for key in self._named(asset) if key in keys}
+        return frozenset(keys)
+
+    def _named(self, asset: str | Asset) -> list[tuple[str, str]]:
+        if isinstance(asset, Asset):
+            return [_key(asset)]
+        found = [key for key, known in self.known.items() if asset.lower() in (key[1], known.symbol.lower())]
+        if not found:
+            raise ConfigError(f"asset {asset!r} is not known; give it as an Asset")
+        return found
+
+    def allows_host(self, host: str, port: int | None) -> bool:
+        """Whether a host is in ``hosts``, where those are set."""
+        return self._hosts is None or host in self._hosts or f"{host}:{port}" in self._hosts
+
+    def check_target(self, target: Target) -> None:
+        """Decisions 1 and 2 of the table. Raises ``PolicyRefused``."""
+        if not self._allow_insecure and not target.secure:
+            raise PolicyRefused("no payment over plain http; allow_insecure=True permits it")
+        if not self._allow_insecure and _is_private(target.host):
+            raise PolicyRefused(f"no payment to a private address, {target.host}; allow_insecure=True permits it")
+        if not self.allows_host(target.host, target.port):
+            raise PolicyRefused(f"the host {target.host} is not in Limits.hosts")
+        if self._hosts is None and target.origin != target.first_origin:
+            raise PolicyRefused(f"redirected from {target.first_origin} to {target.origin}; Limits.hosts can permit it")
+
+    def choose(self, offers: Sequence[Offer]) -> Offer:
+        """Decisions 3 and 4: the server's order decides. Raises ``NothingPayable``, ``TooDear``."""
+        allowed = [offer for offer in offers if _key(offer.asset) in self._allowed]
+        if not allowed:
+            raise NothingPayable("no offer is in a network and an asset that Limits allows")
+        for offer in allowed:
+            if self._affordable(offer):
+                return offer
+        cheapest = min(to_micros(offer.terms.amount, offer.asset) for offer in allowed)
+        raise TooDear(f"the price ${format_units(cheapest, MICRO)} is above Limits.per_call")
+
+    def _affordable(self, offer: Offer) -> bool:
+        amount, cap = offer.terms.amount, self.caps.call
+        micros = to_micros(amount, offer.asset)
+        return amount <= MAX_AMOUNT and micros <= MAX_AMOUNT // 2 and (cap is None or micros <= cap)
+
+
+def proposal(offer: Offer, target: Target) -> Proposal:
+    """What decision 5 is asked about."""
+    terms = offer.terms
+    words = "".join(char if char.isprintable() else " " for char in offer.challenge.description[:TEXT_MAX])
+    where = (target.method, target.host, target.url)
+    return Proposal(terms.amount, offer.asset, terms.network, terms.pay_to, *where, words)
+
+
+def _key(asset: Asset) -> tuple[str, str]:
+    return asset.network, asset.address.lower()
+
+
+def _is_private(host: str) -> bool:
+    """Loopback, private, link-local and the like, when written as an address; names are not resolved."""
+    name = host.strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    address = _ip(name.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address is not None and (not address.is_global or address.is_multicast)
+
+
+def _ip(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        pass
+    try:  # the spellings that a resolver takes too: 127.1, 0x7f000001, 2130706433
+        return ipaddress.IPv4Address(socket.inet_aton(name))
+    except (OSError, UnicodeError):
+        return None
