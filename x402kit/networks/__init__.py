@@ -74,7 +74,7 @@ def Evm(  # noqa: N802  # reads as what it makes
 def _facilitated(rail: EvmRail, url: str, headers: Headers | None) -> Rail:
     from .facilitator import FacilitatorRail
 
-    return FacilitatorRail(rail, url, headers=headers, evidence=None if rail.rpc is None else rail)
+    return FacilitatorRail(rail, url, headers=headers)
 
 
 def Base(  # noqa: N802

@@ -1,0 +1,358 @@
+"""Settle through an x402 facilitator at a URL: a rail whose chain half is somebody else's (wire.md 5.1).
+
+The facilitator verifies and pays the gas; what it says is read by facilitator_wire.py. Where the rail underneath has an
+RPC address, the chain is right about every outcome, and the facilitator's word alone only about small amounts. Without
+one, a lost answer is asked for again by the very same call; a payment about which no clear answer comes stays
+``pending``, for good if need be, and the log says ALERT: nothing is called failed that may have been paid.
+
+Only the configured URL is asked, by https, and no redirect is followed (K05).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ipaddress
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final, Literal, Protocol
+from urllib.parse import urlsplit
+
+from ..errors import ConfigError, PaymentRefused, PaymentUsed, RailUnavailable
+from ..model import VALID_FOR_MIN, Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
+from ..money import Asset
+from ..protocols.encoding import dump_json, parse_object
+from ..protocols.x402 import parse_payment_payload, parse_requirements
+from .facilitator_wire import Reading, body_json, is_used, read_settlement, read_verdict, sanitized, supported_version
+from .foreign import ForeignFault, foreign
+from .http import Answer, JsonClient, NotSent, Unknown, check_url
+from .port import Nonces
+
+__all__ = ["Beneath", "FacilitatorRail", "Headers"]
+
+log = logging.getLogger("x402kit.facilitator")
+
+Endpoint = Literal["verify", "settle", "supported"]
+Headers = Mapping[str, str] | Callable[[str], Mapping[str, str] | Awaitable[Mapping[str, str]]]
+"""Headers for all calls, or a function of the endpoint's name: some want a fresh token for each endpoint."""
+
+ANSWER_MAX: Final = 1024 * 1024
+FAILURES_MAX: Final = 3
+"""Calls in a row that must fail before new payments are turned away…"""
+PAUSE_SECONDS: Final = 5.0
+"""…for so long."""
+LATE_SECONDS: Final = 600
+"""How long after an authorization's end its outcome must be known; then it is asked for once an hour."""
+HOUR: Final = 3600
+_ASKED_MAX: Final = 4096
+
+
+class Beneath(Protocol):
+    """The rail that does all but verify and settle: an ``EvmRail`` without a wallet. ``rpc`` None: it sees no chain."""
+
+    @property
+    def rpc(self) -> object | None: ...
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def network(self) -> str: ...
+    @property
+    def asset(self) -> Asset: ...
+    @property
+    def pay_to(self) -> str: ...
+    @property
+    def confirmations(self) -> int: ...
+    @property
+    def final_depth(self) -> int: ...
+    def extra(self) -> Json: ...
+    def surcharge(self) -> int: ...
+    def surcharges(self) -> tuple[int, ...]: ...
+    def parse(self, payment: PaymentPayload, offer: PaymentRequirements) -> Authorization: ...
+    def check(self, authorization: Authorization, offer: PaymentRequirements, now: int) -> None: ...
+    async def start(self) -> None: ...
+    async def ready(self) -> None: ...
+    async def outcome(self, claim: Claim) -> Outcome: ...
+    async def close(self) -> None: ...
+
+
+class FacilitatorRail:
+    """A rail (networks/port.py) through the facilitator at ``url``; without I/O until it is started.
+
+    ``headers`` are for all calls, or a function of the endpoint's name. ``check_above``, in atomic units, is the amount
+    above which a success must be seen on chain before it counts, where ``base`` sees a chain (I-04); by default one
+    whole unit of the asset. ``resource`` stands in v1's calls, whose schema wants a URL. ``allow_insecure`` permits
+    plain http to another machine. Raises ``ConfigError``.
+    """
+
+    def __init__(
+        self,
+        base: Beneath,
+        url: str,
+        *,
+        headers: Headers | None = None,
+        check_above: int | None = None,
+        seconds: float = 10.0,
+        settle_seconds: float = 30.0,
+        allow_insecure: bool = False,
+        resource: str = "https://resource.invalid/",
+    ) -> None:
+        self._base = base
+        self._url = _checked(url, allow_insecure)
+        self._headers = headers
+        self._sees = base.rpc is not None
+        self._check_above = 10**base.asset.decimals if check_above is None else check_above
+        self._settle_seconds = settle_seconds
+        self._resource = resource
+        self._client = JsonClient(seconds=seconds, answer_max=ANSWER_MAX)
+        self._version = 0
+        self._failures = 0
+        self._closed_until = 0.0
+        self._asked: dict[str, float] = {}
+        self.scheme, self.network, self.asset, self.pay_to = base.scheme, base.network, base.asset, base.pay_to
+        self.confirmations, self.final_depth = base.confirmations, base.final_depth
+
+    def extra(self) -> Json:
+        return self._base.extra()
+
+    def surcharge(self) -> int:
+        return self._base.surcharge()
+
+    def surcharges(self) -> tuple[int, ...]:
+        return self._base.surcharges()
+
+    def parse(self, payment: PaymentPayload, offer: PaymentRequirements) -> Authorization:
+        return self._base.parse(payment, offer)
+
+    def check(self, authorization: Authorization, offer: PaymentRequirements, now: int) -> None:
+        self._base.check(authorization, offer, now)
+
+    async def start(self) -> None:
+        """Raises ``ConfigError`` where the facilitator answers that it does not serve us.
+
+        One that can't be reached is no reason not to start: free routes and challenges work without it, payments are
+        answered 503 until it is back.
+        """
+        await self._base.start()
+        try:
+            await self._find_version()
+        except RailUnavailable:
+            log.warning("the facilitator for %s can't be reached; payments wait until it can", self.network)
+
+    async def _find_version(self) -> None:
+        answer = await self._call("supported", None)
+        if not isinstance(answer, Answer) or answer.status >= 500 or answer.status == 429:
+            raise RailUnavailable("facilitator_unavailable")
+        if answer.status != 200:
+            raise ConfigError(f"the facilitator answers /supported with status {answer.status}")
+        self._version = supported_version(answer.json, self.scheme, self.network)
+        if not self._version:
+            raise ConfigError(f"the facilitator does not serve {self.scheme} on {self.network}")
+
+    async def ready(self) -> None:
+        await self._base.ready()
+        if self._is_paused():
+            raise RailUnavailable("facilitator_unavailable")
+        if not self._version:
+            try:
+                await self._find_version()
+            except ConfigError as e:
+                log.error("ALERT: %s", e)
+                raise RailUnavailable("facilitator_unavailable") from e
+
+    async def verify(self, authorization: Authorization, offer: PaymentRequirements) -> None:
+        answer = await self._call("verify", self._body(authorization, offer))
+        if not isinstance(answer, Answer):
+            raise RailUnavailable("facilitator_unavailable")
+        try:
+            verdict = read_verdict(answer, authorization.payer)
+        except ValueError as e:
+            log.warning("the facilitator's /verify answer (%d) can't be used: %s", answer.status, e)
+            raise RailUnavailable("facilitator_unavailable") from e
+        if verdict.is_valid:
+            return
+        reason = sanitized(verdict.invalid_reason)
+        if reason.startswith("unexpected_"):
+            raise RailUnavailable("facilitator_unavailable")
+        if is_used(reason):
+            await self._used(authorization, reason)
+        raise PaymentRefused(reason)
+
+    async def _used(self, authorization: Authorization, reason: str) -> None:
+        """B05: a spent nonce. Unless the money certainly did not come to us, nobody may be asked to sign anew."""
+        if not self._sees:
+            raise PaymentUsed(reason)
+        outcome = await self._base.outcome(self._claim(authorization))
+        if outcome.state == "settled":
+            raise PaymentUsed(reason, reference=outcome.reference)
+        if outcome.state == "pending":
+            raise RailUnavailable()
+
+    async def prepare(self, authorization: Authorization, offer: PaymentRequirements, nonces: Nonces) -> Intent:
+        return Intent("", dump_json(self._body(authorization, offer)))
+
+    async def discard(self, intent: Intent, nonces: Nonces) -> None:
+        """Nothing is held."""
+
+    async def send(self, intent: Intent) -> Outcome:
+        return await self._settle(intent.blob, first=True)
+
+    async def outcome(self, claim: Claim) -> Outcome:
+        if self._sees:
+            found = await self._base.outcome(claim)
+            lives = time.time() < claim.valid_until - VALID_FOR_MIN
+            # Seen nowhere a while after it was sent: the facilitator may never have had it, or dropped it (I-07).
+            again = found.state == "pending" and claim.state == "unknown" and lives and not found.block
+            return replace(found, resend=again)
+        if claim.state not in ("sent", "unknown"):
+            return Outcome("settled", reference=claim.reference, final=True)
+        if not self._may_ask(claim):
+            return Outcome("pending", reference=claim.reference)
+        found = await self._settle(claim.intent, first=False)
+        if found.state == "pending" and time.time() > claim.valid_until + LATE_SECONDS:
+            log.error("ALERT: the facilitator does not say what became of %s; look at the chain", claim.payment_id)
+        return found
+
+    async def wait(self, claim: Claim, seconds: float) -> Outcome:
+        """With a chain to look at, a few times a second; else by the same call again, ever more rarely."""
+        end = time.monotonic() + seconds
+        delay, growth, most = (0.2, 1.5, 2.0) if self._sees else (1.0, 4.0, 60.0)
+        outcome = Outcome("pending", reference=claim.reference)
+        while outcome.state == "pending" and time.monotonic() + delay <= end:
+            await asyncio.sleep(delay)
+            outcome = await self.outcome(claim)
+            if not self._sees and is_used(outcome.reason):
+                break
+            delay = min(delay * growth, most)
+        return outcome
+
+    async def close(self) -> None:
+        await self._client.close()
+        await self._base.close()
+
+    def _body(self, authorization: Authorization, offer: PaymentRequirements) -> Json:
+        ours = replace(offer, extra=self._base.extra())
+        return body_json(authorization, ours, self._version or 2, self._resource)
+
+    def _claim(self, authorization: Authorization, reference: str = "") -> Claim:
+        """A claim to ask the chain about, where none is at hand."""
+        now = int(time.time())
+        return Claim(
+            payment_id=authorization.payment_id,
+            state="sent",
+            fingerprint=b"",
+            credential=b"",
+            resource="",
+            network=authorization.network,
+            asset=authorization.asset,
+            pay_to=authorization.pay_to,
+            payer=authorization.payer,
+            amount=authorization.amount,
+            valid_until=authorization.valid_until,
+            created_at=now,
+            deadline=now,
+            confirmations=self.confirmations,
+            reference=reference,
+        )
+
+    async def _settle(self, blob: bytes, *, first: bool) -> Outcome:
+        body = parse_object(blob)
+        offer = parse_requirements(body["paymentRequirements"])
+        authorization = self._base.parse(parse_payment_payload(body["paymentPayload"]), offer)
+        answer = await self._call("settle", body)
+        reading = read_settlement(answer, authorization, first=first)
+        if reading.verdict == "again":
+            answer = await self._call("settle", body)
+            second = read_settlement(answer, authorization, first=False)
+            reading = second if second.reference else replace(second, reference=reading.reference)
+        if reading.alert:
+            log.error("ALERT: the facilitator's answer about %s contradicts it", authorization.payment_id)
+        return await self._conclude(reading, authorization)
+
+    async def _conclude(self, reading: Reading, authorization: Authorization) -> Outcome:
+        checked = reading.verdict == "used" or (
+            reading.verdict == "settled" and authorization.amount > self._check_above
+        )
+        if self._sees and checked:
+            outcome = await self._base.outcome(self._claim(authorization, reading.reference))
+            if reading.verdict == "settled" and outcome.state == "failed":
+                log.error("ALERT: the facilitator says that %s is settled; it is not", authorization.payment_id)
+            return outcome
+        if reading.verdict == "settled":
+            return Outcome("settled", reference=reading.reference, final=not self._sees)
+        if reading.verdict == "failed":
+            return Outcome("failed", reading.reason, never_sent=reading.never_sent)
+        return Outcome("pending", reading.reason, reading.reference)
+
+    def _may_ask(self, claim: Claim) -> bool:
+        """Not while the facilitator is down, and not more than hourly about a payment that should be long decided."""
+        if self._is_paused():
+            return False
+        if time.time() <= claim.valid_until + LATE_SECONDS:
+            return True
+        now = time.monotonic()
+        if self._asked.get(claim.payment_id, 0.0) > now:
+            return False
+        while len(self._asked) >= _ASKED_MAX:
+            del self._asked[next(iter(self._asked))]
+        self._asked[claim.payment_id] = now + HOUR
+        return True
+
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._closed_until
+
+    async def _call(self, endpoint: Endpoint, body: Json | None) -> Answer | NotSent | Unknown:
+        try:
+            headers = await foreign(self._headers_for(endpoint), self._settle_seconds)
+        except ForeignFault as e:
+            log.error("ALERT: no headers for the facilitator's /%s: %s", endpoint, e)
+            return NotSent("headers")
+        url = f"{self._url}/{endpoint}"
+        if body is None:
+            answer = await self._client.get(url, headers=headers)
+        else:
+            seconds = self._settle_seconds if endpoint == "settle" else None
+            answer = await self._client.post(url, body, headers=headers, seconds=seconds)
+        self._note(endpoint, answer)
+        return answer
+
+    async def _headers_for(self, endpoint: str) -> dict[str, str]:
+        made = self._headers
+        if callable(made):
+            found = made(endpoint)
+            made = await found if inspect.isawaitable(found) else found
+        headers = dict(made or {})
+        if not all(_is_header(part) for pair in headers.items() for part in pair):
+            raise ValueError("not headers")
+        return headers
+
+    def _note(self, endpoint: str, answer: Answer | NotSent | Unknown) -> None:
+        if isinstance(answer, Answer) and answer.status in (401, 403):
+            log.error("ALERT: the facilitator refuses our credentials for /%s (%d)", endpoint, answer.status)
+        elif isinstance(answer, Answer) and answer.status < 500 and answer.status != 429:
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures >= FAILURES_MAX:
+            self._closed_until = time.monotonic() + PAUSE_SECONDS
+
+
+def _is_header(part: Any) -> bool:
+    return isinstance(part, str) and part.isascii() and part.isprintable()
+
+
+def _checked(url: str, allow_insecure: bool) -> str:
+    parts = urlsplit(check_url(url, "facilitator"))
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError("the facilitator's URL has credentials, a query or a fragment; give secrets as headers")
+    if parts.scheme != "https" and not allow_insecure and not _is_loopback(parts.hostname or ""):
+        raise ConfigError("the facilitator's URL is not https; allow_insecure=True permits it")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
