@@ -82,11 +82,12 @@ def chain_id(network: str) -> int:
     return parse_atomic(reference)
 
 
+@functools.lru_cache(maxsize=4096)
 def checksum(address: str) -> str:
-    """The EIP-55 spelling of an address."""
+    """The EIP-55 spelling of an address. Remembered, because payers come back."""
     lower = address[2:].lower()
     hashed = keccak(lower.encode()).hex()
-    return "0x" + "".join(c.upper() if int(h, 16) > 7 else c for c, h in zip(lower, hashed, strict=False))
+    return "0x" + "".join([c.upper() if h > "7" else c for c, h in zip(lower, hashed, strict=False)])
 
 
 _TYPE: Final = (
