@@ -52,6 +52,7 @@ class Delivery:
         self._finish = finish
         self._digest = digest
         self._held: Message | None = None
+        self._final: Headers | None = None
         self._kept: bytearray | None = bytearray()
         self._charged = False
         self._closed = False
@@ -102,7 +103,7 @@ class Delivery:
             return
         # Nothing was sent and nothing is charged: the payment was not used.
         self._closed = True
-        await self._store.move(claim.payment_id, "fail", claim.owner, reason="not_charged")
+        await self._store.move(claim.payment_id, "drop", claim.owner, reason="not_charged")
 
     async def _served(self) -> None:
         """Make the end durable. If the store can't, the goods go out all the same: the claim stays settled."""
@@ -134,6 +135,12 @@ class Delivery:
             await self.close()
 
     def _headers(self) -> Headers:
+        """The answer's headers with ours, worked out once: both the kept copy and the answer need them."""
+        if self._final is None:
+            self._final = self._with_ours()
+        return self._final
+
+    def _with_ours(self) -> Headers:
         assert self._held is not None
         headers: Headers = [(bytes(k), bytes(v)) for k, v in self._held.get("headers", ())]
         if self._admission.claim.state != "settled":
@@ -158,9 +165,11 @@ class Delivery:
     async def _release(self) -> None:
         claim = self._admission.claim
         try:
-            if claim.state == "claimed":  # settle="after", and nothing was sent
-                await self._store.move(claim.payment_id, "fail", claim.owner, reason="not_served")
-            else:
+            # settle="after": unless the settlement began, when only the chain can say, the payment was not used.
+            dropped = claim.state == "claimed" and await self._store.move(
+                claim.payment_id, "drop", claim.owner, reason="not_served"
+            )
+            if not dropped:
                 await self._store.release(claim.payment_id, claim.owner)
         except ServerError:
             log.warning("the lease of %s could not be given back; it ends by itself", claim.payment_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -125,17 +124,27 @@ class Paywall:
         async with self._starting:
             if self._started_in is loop:
                 return
-            await self.store.start()
-            secrets = self._secrets or (await self.store.secret(),)
+            await self._open()
+            self._started_in = loop
+            self.running = True
+
+    async def _open(self) -> None:
+        await self.store.start()
+        try:
             for rail in self.rails:
                 await rail.start()
+            secrets = self._secrets or (await self.store.secret(),)
             self.challenges = Challenges(self.rails, Quotes(*secrets))
             self.admissions = Admissions(self.store, self.challenges, self._settler)
             await self._settler.start()
-            self._started_in = loop
-            self.running = True
-            # What the chain packages leave behind is not worth a full collection in the middle of a payment.
-            gc.freeze()
+        except BaseException:
+            await self._shut()
+            raise
+
+    async def _shut(self) -> None:
+        for rail in self.rails:
+            await rail.close()
+        await self.store.close()
 
     async def stop(self) -> None:
         """Let settlements under way finish, then close the rails and the ledger. The gate calls it."""
@@ -144,9 +153,7 @@ class Paywall:
         self._started_in = None
         self.running = False
         await self._settler.close(self._drain_seconds)
-        for rail in self.rails:
-            await rail.close()
-        await self.store.close()
+        await self._shut()
 
     async def reconcile(self) -> int:
         """One pass over payments whose end is open; the timer does this by itself. How many were looked at."""

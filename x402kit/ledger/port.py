@@ -53,7 +53,7 @@ class ClaimStore(Protocol):
         """Give the lease back, so that the same payment can go on at once."""
         ...
 
-    async def due(self, now: int, limit: int = 100) -> list[Claim]:
+    async def due(self, now: int, limit: int = 1000) -> list[Claim]:
         """Claims that someone must look at: open ones without a live lease, and settled ones not yet final."""
         ...
 
@@ -65,9 +65,10 @@ class ClaimStore(Protocol):
         """Forget kept bodies past their time, and claims past the payment's life and theirs (C07). How many rows."""
         ...
 
-    async def take_nonce(self, wallet: str, payment_id: str, floor: int) -> int: ...
-    async def free_nonce(self, wallet: str, nonce: int) -> None: ...
+    async def take_nonce(self, wallet: str, holder: str, floor: int) -> int:
+        """The lowest free nonce of a wallet, at least ``floor``; ``holder`` is the claim's owner (B15)."""
+        ...
 
-    async def free_nonces_of(self, payment_id: str) -> None:
-        """Give back what a payment took and never broadcast: it has no stored intent (I9)."""
+    async def free_nonces(self, holder: str, wallet: str = "", nonce: int = -1) -> None:
+        """Give back what ``holder`` took and never broadcast: one nonce, or all. What another holds by now stays."""
         ...

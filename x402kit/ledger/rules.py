@@ -29,6 +29,7 @@ MOVES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "intend": (("claimed",), "sent"),
     "confirm": (("claimed", "sent", "unknown"), "settled"),
     "lose": (("sent", "unknown"), "unknown"),
+    "drop": (("claimed",), "failed"),
     "fail": (("claimed", "sent", "unknown"), "failed"),
     "serve": (("settled",), "served"),
     "credit": (("settled",), "credited"),

@@ -49,7 +49,9 @@ _SCHEMA: Final = (
     f"CREATE INDEX IF NOT EXISTS claims_open ON claims (payer) WHERE state IN {_OPEN_SQL}",
     "CREATE INDEX IF NOT EXISTS claims_watched ON claims (next_check) WHERE final = 0 AND state <> 'failed'",
     "CREATE INDEX IF NOT EXISTS claims_unserved ON claims (deadline) WHERE state = 'settled'",
-    "CREATE TABLE IF NOT EXISTS nonces (wallet TEXT NOT NULL, nonce INTEGER NOT NULL, payment_id TEXT NOT NULL,"
+    "CREATE INDEX IF NOT EXISTS claims_kept ON claims (kept_until) WHERE body IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS claims_forgotten ON claims (valid_until)",
+    "CREATE TABLE IF NOT EXISTS nonces (wallet TEXT NOT NULL, nonce INTEGER NOT NULL, holder TEXT NOT NULL,"
     " free INTEGER NOT NULL, PRIMARY KEY (wallet, nonce)) WITHOUT ROWID",
 )
 """Each statement can be run again (J08). Rows of ``nonces`` below the wallet's highest are kept while they are free."""
@@ -244,7 +246,7 @@ class SQLiteStore:
         sql = "UPDATE claims SET lease_until = 0 WHERE payment_id = ? AND owner = ?"
         await self._write(lambda c: c.execute(sql, (payment_id, owner)).rowcount)
 
-    async def due(self, now: int, limit: int = 100) -> list[Claim]:
+    async def due(self, now: int, limit: int = 1000) -> list[Claim]:
         sql = (
             f"{_SELECT} WHERE final = 0 AND state <> 'failed' AND next_check <= ? AND"
             " (state NOT IN ('claimed', 'sent') OR lease_until < ?) ORDER BY next_check LIMIT ?"
@@ -259,44 +261,43 @@ class SQLiteStore:
         return await self._read(lambda c: [Claim._make(row) for row in c.execute(sql, values)])
 
     async def prune(self, now: int) -> int:
+        # Both go by an index and in small bites: payments wait for the writer meanwhile.
+        bodies = "SELECT id FROM claims WHERE body IS NOT NULL AND kept_until < ? LIMIT 1000"
+        rows = (
+            "SELECT id FROM claims WHERE valid_until < ? AND (state = 'failed' OR"
+            " (state IN ('served', 'credited') AND final = 1 AND kept_until < ?)) LIMIT 1000"
+        )
+
         def forget(c: sqlite3.Connection) -> int:
-            c.execute(
-                "UPDATE claims SET body = NULL WHERE state = 'served' AND body NOT NULL AND kept_until < ?", (now,)
-            )
-            return c.execute(
-                "DELETE FROM claims WHERE id IN (SELECT id FROM claims WHERE valid_until < ? AND (state = 'failed' OR"
-                " (state IN ('served', 'credited') AND final = 1 AND kept_until < ?)) LIMIT 1000)",
-                (now, now),
-            ).rowcount
+            c.execute(f"UPDATE claims SET body = NULL WHERE id IN ({bodies})", (now,))
+            return c.execute(f"DELETE FROM claims WHERE id IN ({rows})", (now, now)).rowcount
 
         return await self._write(forget)
 
-    async def take_nonce(self, wallet: str, payment_id: str, floor: int) -> int:
+    async def take_nonce(self, wallet: str, holder: str, floor: int) -> int:
         def take(c: sqlite3.Connection) -> int:
             # A free one below the chain's count was used by something else: not ours to give any more.
             sql = (
-                "UPDATE nonces SET free = 0, payment_id = ? WHERE wallet = ? AND nonce ="
+                "UPDATE nonces SET free = 0, holder = ? WHERE wallet = ? AND nonce ="
                 " (SELECT min(nonce) FROM nonces WHERE wallet = ? AND free = 1 AND nonce >= ?) RETURNING nonce"
             )
-            row = c.execute(sql, (payment_id, wallet, wallet, floor)).fetchone()
+            row = c.execute(sql, (holder, wallet, wallet, floor)).fetchone()
             if row is None:
                 c.execute("DELETE FROM nonces WHERE wallet = ? AND nonce < ? - 1000", (wallet, floor))
                 sql = (
                     "INSERT INTO nonces SELECT ?, max(?, ifnull(max(nonce) + 1, 0)), ?, 0 FROM nonces"
                     " WHERE wallet = ? RETURNING nonce"
                 )
-                row = c.execute(sql, (wallet, floor, payment_id, wallet)).fetchone()
+                row = c.execute(sql, (wallet, floor, holder, wallet)).fetchone()
             return int(row[0])
 
         return await self._write(take)
 
-    async def free_nonce(self, wallet: str, nonce: int) -> None:
-        sql = "UPDATE nonces SET free = 1 WHERE wallet = ? AND nonce = ?"
-        await self._write(lambda c: c.execute(sql, (wallet, nonce)).rowcount)
-
-    async def free_nonces_of(self, payment_id: str) -> None:
-        sql = "UPDATE nonces SET free = 1 WHERE payment_id = ?"
-        await self._write(lambda c: c.execute(sql, (payment_id,)).rowcount)
+    async def free_nonces(self, holder: str, wallet: str = "", nonce: int = -1) -> None:
+        sql, values = "UPDATE nonces SET free = 1 WHERE holder = ?", (holder,)
+        if nonce >= 0:
+            sql, values = f"{sql} AND wallet = ? AND nonce = ?", (holder, wallet, nonce)
+        await self._write(lambda c: c.execute(sql, values).rowcount)
 
 
 def _clock() -> int:

@@ -187,6 +187,9 @@ class Admissions:
             # The caller is gone, the settlement goes on; its claim is free for the next showing (C03).
             self._later(self._release_after(task, claim))
             raise
+        if settled.owner != claim.owner and settled.state == "settled":
+            # Our lease ran out and another took the claim over: who serves it is decided anew.
+            return await self._resume(shown, settled, rail)
         return Admission(self._settled(settled), shown.payment.x402_version)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
@@ -215,7 +218,10 @@ class Admissions:
         assert admission.authorization is not None
         assert admission.offer is not None
         task = self._settler.settle(admission.rail, admission.authorization, admission.offer, admission.claim)
-        admission.claim = self._settled(await asyncio.shield(task))
+        settled = self._settled(await asyncio.shield(task))
+        if settled.owner != admission.claim.owner:
+            raise PaymentInProgress(reference=settled.reference)
+        admission.claim = settled
 
     async def _resume(self, shown: Shown, claim: Claim, rail: Rail) -> Admission:
         """Go on with a payment that has a claim already."""
@@ -239,8 +245,8 @@ class Admissions:
         if step is Step.LOOK:
             taken = await self._look(taken)
         elif step is Step.RESTART:
-            await self._store.free_nonces_of(taken.payment_id)
-            await self._store.move(taken.payment_id, "fail", taken.owner, reason="not_sent")
+            await self._store.free_nonces(claim.owner)
+            await self._store.move(taken.payment_id, "drop", taken.owner, reason="not_sent")
             raise PaymentInProgress("payment_restarted")
         return Admission(self._settled(taken), shown.payment.x402_version)
 

@@ -24,8 +24,24 @@ __all__ = ["Settler"]
 log = logging.getLogger("x402kit.settlement")
 
 RECONCILE_SECONDS: Final = 5.0
+_AT_ONCE: Final = 16
+"""Claims that one pass looks at together."""
 _AGAIN: Final = (2, 5, 10, 30, 60)
 """Seconds until a claim is looked at again, by how long it has been open."""
+
+
+class _Held:
+    """The nonce allocator as one attempt sees it: nobody gives back what another took meanwhile."""
+
+    def __init__(self, store: ClaimStore, holder: str) -> None:
+        self._store = store
+        self._holder = holder
+
+    async def take_nonce(self, wallet: str, payment_id: str, floor: int) -> int:
+        return await self._store.take_nonce(wallet, self._holder, floor)
+
+    async def free_nonce(self, wallet: str, nonce: int) -> None:
+        await self._store.free_nonces(self._holder, wallet, nonce)
 
 
 class Settler:
@@ -77,6 +93,7 @@ class Settler:
             claim = claim._replace(wallet=intent.wallet, nonce=intent.nonce)
             outcome = await rail.send(intent)
             if outcome.state == "pending":
+                claim = claim._replace(reference=outcome.reference or claim.reference)  # a facilitator says it late
                 outcome = await rail.wait(claim, self._wait)
             return await self._record_sent(claim, outcome, rail)
         except BaseException:
@@ -91,16 +108,16 @@ class Settler:
         """Prepare and store the intent. On any failure nothing was sent, and the claim says so."""
         intent = None
         try:
-            intent = await rail.prepare(authorization, offer, self._store)
+            intent = await rail.prepare(authorization, offer, _Held(self._store, claim.owner))
             columns = {"reference": intent.reference, "intent": intent.blob, "wallet": intent.wallet}
             moved = await self._store.move(claim.payment_id, "intend", claim.owner, nonce=intent.nonce, **columns)
         except ServerError:
             if intent is not None:
-                await rail.discard(intent, self._store)
+                await rail.discard(intent, _Held(self._store, claim.owner))
             await self._store.move(claim.payment_id, "fail", claim.owner, reason="not_sent")
             raise
-        if not moved:
-            # Our lease ran out and another took the claim over; it has given our nonce back already.
+        if not moved:  # our lease ran out, and another took the claim over
+            await rail.discard(intent, _Held(self._store, claim.owner))
             raise PaymentInProgress("claim_lost")
         return intent
 
@@ -131,7 +148,7 @@ class Settler:
             if await self._store.move(claim.payment_id, "fail", owner, reason=outcome.reason):
                 if outcome.never_sent:
                     blob = Intent(claim.reference, claim.intent, claim.wallet, claim.nonce)
-                    await rail.discard(blob, self._store)
+                    await rail.discard(blob, _Held(self._store, claim.owner))
                 return claim._replace(state="failed", reason=outcome.reason)
         else:
             if outcome.resend:
@@ -153,13 +170,17 @@ class Settler:
     async def reconcile(self) -> int:
         """One pass over what is open and nobody works on. How many claims were looked at."""
         due = await self._store.due(int(time.time()))
-        for claim in due:
+        slots = asyncio.Semaphore(_AT_ONCE)
+        await asyncio.gather(*[self._try(claim, slots) for claim in due])
+        await self._store.prune(int(time.time()))
+        return len(due)
+
+    async def _try(self, claim: Claim, slots: asyncio.Semaphore) -> None:
+        async with slots:
             try:
                 await self._reconcile(claim)
             except ServerError as e:
                 log.warning("claim %s can't be reconciled now: %s", claim.payment_id, e.reason)
-        await self._store.prune(int(time.time()))
-        return len(due)
 
     async def _reconcile(self, claim: Claim) -> None:
         if claim.state in ("settled", "served", "credited"):
@@ -171,8 +192,8 @@ class Settler:
             return
         if taken.state == "claimed":
             # Its worker died before the intent was stored, so nothing was sent (I9).
-            await self._store.free_nonces_of(taken.payment_id)
-            await self._store.move(taken.payment_id, "fail", owner, reason="not_sent")
+            await self._store.free_nonces(claim.owner)
+            await self._store.move(taken.payment_id, "drop", owner, reason="not_sent")
             return
         after = await self.look(taken)
         await self._store.release(taken.payment_id, owner)
