@@ -294,9 +294,11 @@ class SQLiteStore:
         return await self._write(take)
 
     async def free_nonces(self, holder: str, wallet: str = "", nonce: int = -1) -> None:
-        sql, values = "UPDATE nonces SET free = 1 WHERE holder = ?", (holder,)
+        sql = "UPDATE nonces SET free = 1 WHERE holder = ?"
+        values: tuple[str | int, ...] = (holder,)
         if nonce >= 0:
-            sql, values = f"{sql} AND wallet = ? AND nonce = ?", (holder, wallet, nonce)
+            sql += " AND wallet = ? AND nonce = ?"
+            values += (wallet, nonce)
         await self._write(lambda c: c.execute(sql, values).rowcount)
 
 
