@@ -8,6 +8,7 @@ evm_verify.py   contract signatures, simulation   gas.py          the settlement
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 import time
 from collections import Counter
@@ -44,7 +45,8 @@ class EvmOptions:
 
     ``max_fee_per_gas``: the most that we pay for a unit of gas, in wei; by default as in evm_fees.py. ``gas_limit``,
     ``contract_gas_limit``: absolute limits of a settlement, for payers with a key and for contract wallets.
-    ``reserve_settlements``: how many the wallet must be able to pay for to be ready. ``contract_wallets``: whether EIP-1271 wallets may pay. ``erc6492_factories``:
+    ``reserve_settlements``: how many the wallet must be able to pay for to be ready. ``contract_wallets``: whether
+    EIP-1271 wallets may pay. ``erc6492_factories``:
     see evm_verify.py. ``final_depth``: blocks until a settlement is no longer watched. ``quorum``: how many of the RPC
     URLs must agree on an outcome of at least ``quorum_above`` atomic units (I-10). ``poll_seconds``: first and longest
     pause between looks at a pending transaction. ``rpc_seconds``: time limit of a call. ``clock``: Unix time.
@@ -101,6 +103,20 @@ class EvmRail:
         quorum, nodes = self._options.quorum, len(self.rpc.nodes) if self.rpc else 1
         if not 1 <= quorum <= nodes:
             raise ConfigError(f"a quorum of {quorum} needs as many RPC addresses")
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """The settlement wallet's address, where there is one."""
+        return () if self.wallet is None else (self.wallet.address,)
+
+    def for_recipient(self, pay_to: str) -> EvmRail:
+        """The same rail paid to another address, over the same node and wallet. ``ConfigError`` for no such address."""
+        if not _ADDRESS.match(pay_to):
+            raise ConfigError("pay_to is not a 0x… address")
+        check_addresses(pay_to, self.asset, self.wallet)
+        made = copy.copy(self)
+        made.pay_to = pay_to
+        return made
 
     # What a price and a challenge need
 

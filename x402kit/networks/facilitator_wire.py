@@ -84,7 +84,7 @@ CERTAIN: Final = frozenset(
         "unsupported_scheme",
     )
 )
-"""Reasons that are found before anything is broadcast. The set is open; a reason that is not here is not certain."""
+"""Reasons found before anything is broadcast, or by the token, which then moves nothing. Any other is not certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +210,6 @@ def _refusal(reason: str, reference: str, first: bool) -> Reading:
         return Reading("again", reason, reference)
     if is_used(reason):
         return Reading("used", reason, reference)
-    if first and reason in CERTAIN and not reference:
-        return Reading("failed", reason)
+    if first and reason in CERTAIN:
+        return Reading("failed", reason, reference)
     return Reading("pending", reason, reference)

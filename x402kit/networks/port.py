@@ -6,12 +6,13 @@ rail says of a settlement is one of the three words of ``Outcome``: settled, fai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ..model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
 from ..money import Asset
 
-__all__ = ["Nonces", "Rail"]
+__all__ = ["Nonces", "OpenRail", "Rail"]
 
 
 class Nonces(Protocol):
@@ -107,3 +108,16 @@ class Rail(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class OpenRail(Rail, Protocol):
+    """A rail that can settle for anyone: what a facilitator needs. Its own ``pay_to`` is of no account there."""
+
+    @property
+    def signers(self) -> Sequence[str]:
+        """Addresses of the wallets that it settles from; empty where it can't."""
+        ...
+
+    def for_recipient(self, pay_to: str) -> Rail:
+        """The same rail, paid to another address, over the same wallet and node. Raises ``ConfigError``."""
+        ...
