@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
@@ -77,19 +75,12 @@ def problem(error: ServerError, claim: Claim | None = None) -> Answer:
     return Answer(error.status, headers, dump_json(document))
 
 
-@lru_cache(maxsize=512)
-def _receipt(network: str, reference: str, payer: str, amount: int, v1: bool) -> bytes:
-    receipt = SettlementResponse(True, network, reference, payer, amount)
-    return encode_header(settlement_json(receipt, v1=v1)).encode()
-
-
 def receipt_headers(claim: Claim, x402_version: int) -> Headers:
     """PAYMENT-RESPONSE, and X-PAYMENT-RESPONSE for a client of v1."""
-    r = receipt_of(claim)
-    terms = (r.network, r.transaction, r.payer, r.amount or 0)
-    headers: Headers = [(b"payment-response", _receipt(*terms, False))]
+    receipt = receipt_of(claim)
+    headers: Headers = [(b"payment-response", encode_header(settlement_json(receipt)).encode())]
     if x402_version == 1:
-        headers.append((b"x-payment-response", _receipt(*terms, True)))
+        headers.append((b"x-payment-response", encode_header(settlement_json(receipt, v1=True)).encode()))
     return headers
 
 
@@ -104,12 +95,13 @@ def merge(headers: Headers, name: bytes, value: bytes) -> None:
 
 
 def pack_headers(headers: Headers) -> bytes:
-    """An answer's headers as they are kept for a replay."""
-    return json.dumps([[k.decode("latin-1"), v.decode("latin-1")] for k, v in headers]).encode()
+    """An answer's headers as they are kept for a replay: name and value in turn. What holds a NUL is no header."""
+    return b"\0".join([part for k, v in headers if b"\0" not in k + v for part in (k, v)])
 
 
 def _unpack_headers(packed: bytes) -> Headers:
-    return [(k.encode("latin-1"), v.encode("latin-1")) for k, v in json.loads(packed or b"[]")]
+    parts = packed.split(b"\0")
+    return list(zip(parts[::2], parts[1::2], strict=False))
 
 
 _DROPPED: Final = frozenset((b"content-length", b"transfer-encoding", b"date", b"connection"))

@@ -7,15 +7,14 @@ checks before anything is asked of a chain, and the chain's before a row is writ
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import itertools
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ..errors import (
     MalformedPayment,
@@ -99,7 +98,6 @@ class Admissions:
         # An owner names one attempt: the process by its id and a random part, and a counter.
         self._process = f"{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts = itertools.count()
-        self._background: set[asyncio.Future[None]] = set()
 
     async def admit(self, resource: Resource, binding: Binding, raw: bytes, ceiling: Ceiling) -> Admission:
         """Admit the payment in ``raw`` to a request; ``ceiling`` works out the price when no quote is echoed."""
@@ -180,26 +178,11 @@ class Admissions:
     async def _settle(
         self, shown: Shown, claim: Claim, rail: Rail, authorization: Authorization, offer: PaymentRequirements
     ) -> Admission:
-        task = self._settler.settle(rail, authorization, offer, claim)
-        try:
-            settled = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            # The caller is gone, the settlement goes on; its claim is free for the next showing (C03).
-            self._later(self._release_after(task, claim))
-            raise
+        settled = await self._settler.settle(rail, authorization, offer, claim)
         if settled.owner != claim.owner and settled.state == "settled":
             # Our lease ran out and another took the claim over: who serves it is decided anew.
             return await self._resume(shown, settled, rail)
         return Admission(self._settled(settled), shown.payment.x402_version)
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    async def _release_after(self, task: asyncio.Task[Claim], claim: Claim) -> None:
-        await asyncio.wait((task,))
-        await self._store.release(claim.payment_id, claim.owner)
 
     @staticmethod
     def _settled(claim: Claim) -> Claim:
@@ -217,8 +200,9 @@ class Admissions:
         assert admission.rail is not None
         assert admission.authorization is not None
         assert admission.offer is not None
-        task = self._settler.settle(admission.rail, admission.authorization, admission.offer, admission.claim)
-        settled = self._settled(await asyncio.shield(task))
+        settled = self._settled(
+            await self._settler.settle(admission.rail, admission.authorization, admission.offer, admission.claim)
+        )
         if settled.owner != admission.claim.owner:
             raise PaymentInProgress(reference=settled.reference)
         admission.claim = settled

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ class Settler:
         self._rails = {(rail.network, rail.asset.address.lower(), rail.pay_to.lower()): rail for rail in rails}
         self._wait = wait_seconds
         self._every = every
-        self._tasks: set[asyncio.Task[Claim]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.Task[None] | None = None
 
     def rail_of(self, claim: Claim) -> Rail | None:
@@ -75,22 +76,64 @@ class Settler:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=drain_seconds)
 
-    def settle(
-        self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim
-    ) -> asyncio.Task[Claim]:
-        """Settle a claim that we own, in a task that outlives its caller; its result is the claim as it stands then."""
-        task = asyncio.create_task(self._settle(rail, authorization, offer, claim))
+    async def settle(self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim) -> Claim:
+        """Settle a claim that we own, in a task that outlives its caller; the claim as it stands then.
+
+        When the caller is cancelled the settlement goes on, and its claim is free for the next showing (C03).
+        """
+        # A future of our own: a shielded task takes the loop a further round to wake the caller (4 µs).
+        waiter: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._settle_for(waiter, rail, authorization, offer, claim))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        task.add_done_callback(functools.partial(self._ended, waiter))
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            release = asyncio.create_task(self._release_after(task, claim))
+            self._tasks.add(release)
+            release.add_done_callback(self._tasks.discard)
+            raise
+
+    async def _settle_for(
+        self,
+        waiter: asyncio.Future[Claim],
+        rail: Rail,
+        authorization: Authorization,
+        offer: PaymentRequirements,
+        claim: Claim,
+    ) -> None:
+        settled = await self._settle(rail, authorization, offer, claim)
+        if not waiter.done():
+            waiter.set_result(settled)
+
+    def _ended(self, waiter: asyncio.Future[Claim], task: asyncio.Task[None]) -> None:
+        """Hand a failure on."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if waiter.done():
+            return
+        if error is None:
+            waiter.cancel()
+        else:
+            waiter.set_exception(error)
+
+    async def _release_after(self, task: asyncio.Task[None], claim: Claim) -> None:
+        await asyncio.wait((task,))
+        with contextlib.suppress(ServerError):  # the lease ends by itself
+            await self._store.release(claim.payment_id, claim.owner)
 
     async def _settle(
         self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim
     ) -> Claim:
         try:
             intent = await self._intend(rail, authorization, offer, claim)
-            claim = claim._replace(state="sent", reference=intent.reference, intent=intent.blob)
-            claim = claim._replace(wallet=intent.wallet, nonce=intent.nonce)
+            claim = claim._replace(
+                state="sent",
+                reference=intent.reference,
+                intent=intent.blob,
+                wallet=intent.wallet,
+                nonce=intent.nonce,
+            )
             outcome = await rail.send(intent)
             if outcome.state == "pending":
                 claim = claim._replace(reference=outcome.reference or claim.reference)  # a facilitator says it late
