@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import os
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from ..errors import ConfigError, PaymentRefused
 from ..model import LEEWAY_SECONDS, PaymentRequirements
@@ -27,7 +27,7 @@ def _joined(*parts: bytes) -> bytes:
     return b"".join([len(part).to_bytes(4, "big") + part for part in parts])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Binding:
     """One request, as far as a payment is bound to it. ``body`` is its digest, empty when the price did not read it."""
 
@@ -38,7 +38,6 @@ class Binding:
     resource: str
     body: bytes = b""
 
-    @cached_property
     def packed(self) -> bytes:
         """All of it, injectively."""
         return _joined(
@@ -50,10 +49,9 @@ class Binding:
             self.body,
         )
 
-    @cached_property
     def fingerprint(self) -> bytes:
         """A digest that says whether two requests are the same one."""
-        return hashlib.sha256(self.packed).digest()
+        return hashlib.sha256(self.packed()).digest()
 
 
 @lru_cache(maxsize=256)
