@@ -1,7 +1,7 @@
 """What a payment is bound to, and the quote that carries it: stateless, an HMAC over everything (I10).
 
-A quote is ``base64url(expiry ‖ nonce ‖ mac)``. The mac covers, each part with its length before it so that no two
-tuples join alike (G08): method, origin, path, query, body digest where the price read the body, the resource, and the
+A quote is ``base64url(expiry ‖ nonce ‖ mac)``. The mac covers, the parts' lengths before them so that no two tuples
+join alike (G08): method, origin, path, query, body digest where the price read the body, the resource, and the
 offer's scheme, network, asset, recipient and amount. Nothing is stored until a valid payment comes (C11).
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,7 +25,8 @@ _TOKEN_BYTES = 4 + 8 + _MAC_BYTES
 
 
 def _joined(*parts: bytes) -> bytes:
-    return b"".join([len(part).to_bytes(4, "big") + part for part in parts])
+    """Injective for a given number of parts: all their lengths, then all of them."""
+    return struct.pack(f">{len(parts)}I", *map(len, parts)) + b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,10 @@ class Quotes:
         if len(token) != _TOKEN_BYTES:
             raise PaymentRefused("quote_invalid")
         head, mac = token[:12], token[12:]
-        if not any(hmac.compare_digest(self._mac(key, head, packed, offer), mac) for key in self._keys):
+        for key in self._keys:
+            if hmac.compare_digest(self._mac(key, head, packed, offer), mac):
+                break
+        else:
             raise PaymentRefused("quote_mismatch")
         if now > int.from_bytes(head[:4], "big") + LEEWAY_SECONDS:
             raise PaymentRefused("quote_expired")

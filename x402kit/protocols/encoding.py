@@ -110,9 +110,12 @@ def _check_nesting(text: str, most: int) -> None:
 
 def parse_json(data: bytes, *, floats: bool = False, nesting: int = NESTING_MAX) -> Any:
     """Read one JSON document strictly. ``floats`` lets other numbers through where no money is read from them."""
-    text = data.decode("utf-8")
+    text = data.decode("utf-8").strip(" \t\n\r")
     _check_nesting(text, nesting)
-    return (_FLOATS if floats else _STRICT).decode(text)
+    value, end = (_FLOATS if floats else _STRICT).raw_decode(text)
+    if end != len(text):
+        raise ValueError("text after the JSON document")
+    return value
 
 
 def parse_object(data: bytes, *, floats: bool = False) -> Json:

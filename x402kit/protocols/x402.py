@@ -149,10 +149,10 @@ def _optional_text(obj: Mapping[str, Any], key: str) -> str:
 
 def _amount(obj: Mapping[str, Any]) -> int:
     """``amount`` (v2) and ``maxAmountRequired`` (v1, Katana): either, or both and equal (wire.md 1.6 row 2)."""
-    values = {parse_atomic(obj[key]) for key in ("amount", "maxAmountRequired") if obj.get(key) is not None}
-    if len(values) != 1:
-        raise ValueError("amount is missing, or stated twice and different")
-    return values.pop()
+    v2, v1 = obj.get("amount"), obj.get("maxAmountRequired")
+    if v2 is not None and v1 is not None and v2 != v1:
+        raise ValueError("amount is stated twice and different")
+    return parse_atomic(v1 if v2 is None else v2)
 
 
 def _seconds(obj: Mapping[str, Any], key: str) -> int:
