@@ -52,9 +52,16 @@ class Asset:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Usd:
-    """An exact amount of US dollars, used for prices only; money itself is ``int`` atomic units."""
+    """An exact amount of US dollars, used for prices only; money itself is ``int`` atomic units.
+
+    Raises ``ConfigError`` for anything but a finite ``Decimal``.
+    """
 
     value: Decimal
+
+    def __post_init__(self) -> None:
+        if type(self.value) is not Decimal or not self.value.is_finite():
+            raise ConfigError(f"an amount of dollars is a finite Decimal, not {self.value!r}")
 
     def __add__(self, other: Usd) -> Usd:
         with localcontext(_EXACT):
@@ -79,13 +86,17 @@ class Usd:
             return int(self.value.scaleb(decimals).to_integral_value(ROUND_CEILING))
 
 
+def _is_price(text: object) -> bool:
+    return isinstance(text, str) and _USD.match(text) is not None
+
+
 def usd(text: str) -> Usd:
     """Read a price such as ``"$0.01"``.
 
     The dollar sign is required, so that ``"10"`` can't be taken for ten dollars or ten atomic units (L06). Raises
     ``ConfigError``.
     """
-    if not isinstance(text, str) or not _USD.match(text):
+    if not _is_price(text):
         raise ConfigError(f'a price is written like "$0.01", not {text!r}')
     return Usd(Decimal(text[1:]))
 
