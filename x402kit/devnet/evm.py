@@ -102,6 +102,11 @@ class EvmDevnet:
         """The node's process id."""
         return self._server.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the node's process is there."""
+        return self._server.running
+
     def stop(self) -> None:
         """Ends the chain; its state is gone. May be called again."""
         self._rpc.close()

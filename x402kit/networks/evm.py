@@ -37,7 +37,7 @@ ERC6492_SUFFIX: Final = bytes.fromhex("6492" * 16)
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
 _NONCE: Final = re.compile(r"0x[0-9a-fA-F]{64}\Z", re.ASCII)
 _SIGNATURE: Final = re.compile(r"0x(?:[0-9a-fA-F]{2}){1,4096}\Z", re.ASCII)
-_HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
+HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 _PRECOMPILES: Final = 0x10000
 """Addresses below this are precompiles or reserved for them (B10)."""
 
@@ -268,5 +268,5 @@ def _fault(transfer: Transfer, offer: PaymentRequirements, now: int) -> str:
 def _is_well_formed(signature: bytes) -> bool:
     """Bytes of another length are a contract wallet's; 65 must be a canonical ECDSA signature (EIP-2)."""
     if len(signature) == 65:
-        return signature[64] in (27, 28) and int.from_bytes(signature[32:64], "big") <= _HALF_ORDER
+        return signature[64] in (27, 28) and int.from_bytes(signature[32:64], "big") <= HALF_ORDER
     return len(signature) > 65

@@ -1,0 +1,214 @@
+"""An inference service with prices: chat completions like OpenAI's, images by polling, the weather, a list of models.
+
+    uvicorn examples.inference:app
+
+The set-up comes from the X402KIT_* variables (x402kit/settings.py). The prices stand on the endpoints; the rest is
+what the service would be without them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from x402kit import Call, Quote, usd
+from x402kit.errors import BadRequest
+from x402kit.settings import Settings
+
+from .jobs import Jobs
+from .stand_in import generate, tokens
+
+MODEL = "demo"
+MAX_OUTPUT = 4_096
+DEFAULT_OUTPUT = 256
+INPUT, OUTPUT = usd("$0.000005"), usd("$0.00002")  # a token: $5 and $20 for a million
+MINIMUM = usd("$0.0005")
+IMAGE = usd("$0.02")
+
+settings = Settings.from_env()
+paywall = settings.paywall()
+jobs = Jobs(settings.ledger)
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Chat(BaseModel):
+    """A chat completion as asked for."""
+
+    model: Literal["demo"]
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_OUTPUT)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_OUTPUT)
+    n: Literal[1] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(tokens(message.text)) + 1 for message in self.messages)
+
+    @property
+    def most(self) -> int:
+        """The most tokens that the answer may have: asked for, or the model's default cap."""
+        return self.max_completion_tokens or self.max_tokens or DEFAULT_OUTPUT
+
+
+class Image(BaseModel):
+    type: Literal["image"] = "image"
+    prompt: str = Field(min_length=1, max_length=2_000)
+
+
+class Generation(BaseModel):
+    requests: list[Image] = Field(min_length=1, max_length=8)
+
+
+def read(kind: type[T], body: Any) -> T:
+    """What was asked for. The price reads it first, so that a request that can't be served is refused unpaid."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as e:
+        fault = e.errors(include_input=False)[0]
+        raise BadRequest(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}") from None
+
+
+# Chat: the most that the call can cost, by the size of its prompt and by the answer's cap.
+
+
+def chat_price(call: Call) -> Quote:
+    chat = read(Chat, call.json)
+    ceiling = max(MINIMUM, chat.prompt_tokens * INPUT + chat.most * OUTPUT)
+    return Quote(ceiling, f"{chat.prompt_tokens} tokens in, at most {chat.most} out")
+
+
+@paywall.paid(chat_price, description="Chat completion", mime_type="application/json")
+async def chat_completions(request: Request) -> Response:
+    chat = read(Chat, await request.json())
+    if chat.stream:
+        return StreamingResponse(events(chat), media_type="text/event-stream")
+    written = [token async for token in generate([m.text for m in chat.messages], chat.most)]
+    message = {"role": "assistant", "content": "".join(written)}
+    choice = {"index": 0, "message": message, "finish_reason": finish(chat, len(written)), "logprobs": None}
+    return JSONResponse({**head("chat.completion"), "choices": [choice], "usage": usage(chat, len(written))})
+
+
+async def events(chat: Chat) -> AsyncIterator[str]:
+    """Server-sent events, as OpenAI's: one for each token, one with the usage where asked for, ``[DONE]``."""
+    made = head("chat.completion.chunk")
+    counted = chat.stream_options is not None and chat.stream_options.include_usage
+
+    def event(choices: list[Any], used: Any = None) -> str:
+        return f"data: {json.dumps({**made, 'choices': choices, **({'usage': used} if counted else {})})}\n\n"
+
+    def choice(delta: dict[str, str], reason: str | None = None) -> list[Any]:
+        return [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]
+
+    yield event(choice({"role": "assistant", "content": ""}))
+    written = 0
+    async for token in generate([m.text for m in chat.messages], chat.most):
+        written += 1
+        yield event(choice({"content": token}))
+    yield event(choice({}, finish(chat, written)))
+    if counted:
+        yield event([], usage(chat, written))
+    yield "data: [DONE]\n\n"
+
+
+def head(kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": MODEL}
+
+
+def finish(chat: Chat, written: int) -> str:
+    return "length" if written == chat.most else "stop"
+
+
+def usage(chat: Chat, written: int) -> dict[str, int]:
+    read_ = chat.prompt_tokens
+    return {"prompt_tokens": read_, "completion_tokens": written, "total_tokens": read_ + written}
+
+
+# Images: paid when asked for, fetched when done.
+
+
+def images_price(call: Call) -> Quote:
+    count = len(read(Generation, call.json).requests)
+    return Quote(count * IMAGE, f"{count} image(s)")
+
+
+@paywall.paid(images_price, description="Image generation", mime_type="application/json")
+async def generation_requests(request: Request) -> Response:
+    wanted = read(Generation, await request.json())
+    job = jobs.start([image.prompt for image in wanted.requests])
+    return JSONResponse(job, 202, headers={"Location": f"/v1/generation-requests/{job['request_id']}"})
+
+
+async def generation_request(request: Request) -> Response:
+    job = jobs.look(request.path_params["request_id"])
+    if job is None:
+        raise HTTPException(404, "no such generation request")
+    return JSONResponse(job, headers={"Cache-Control": "no-store"})
+
+
+# The rest: one fixed price, and one thing for free.
+
+
+@paywall.paid("$0.01", description="The weather", mime_type="application/json")
+async def weather(request: Request) -> Response:
+    city = request.query_params.get("city", "Lisbon")
+    return JSONResponse({"city": city, "weather": "sunny", "temperature_c": 24})
+
+
+async def models(request: Request) -> Response:
+    prices = {"input_token": str(INPUT), "output_token": str(OUTPUT), "minimum": str(MINIMUM), "currency": "USD"}
+    limits = {"max_output_tokens": MAX_OUTPUT, "default_output_tokens": DEFAULT_OUTPUT}
+    model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "x402kit", "pricing": prices, **limits}
+    return JSONResponse({"object": "list", "data": [model]})
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Our own errors in OpenAI's shape; what the gate refuses, it answers itself."""
+    assert isinstance(error, HTTPException)
+    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    body = {"message": error.detail, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": body}, error.status_code, headers=error.headers)
+
+
+app = paywall.protect(
+    Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/generation-requests", generation_requests, methods=["POST"]),
+            Route("/v1/generation-requests/{request_id}", generation_request),
+            Route("/v1/weather", weather),
+            Route("/v1/models", models),
+        ],
+        exception_handlers={HTTPException: http_error},
+    )
+)

@@ -1,0 +1,39 @@
+"""The command line: ``x402kit devnet | inspect | pay | demo``, also ``python -m x402kit``.
+
+Each command is a module with ``add(commands)``, which says what it takes, and ``run(arguments)``, which gives the exit
+status. On a terminal they write for people; in a pipe, or with ``--json``, JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import ConfigError, MissingExtra, X402KitError
+from . import demo, devnet, inspect, pay
+from .output import error
+from .status import ERROR, INTERRUPTED, USAGE
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; gives its exit status."""
+    parser = argparse.ArgumentParser(prog="x402kit", description="HTTP 402 payments: try, look at and make them.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (devnet, demo, inspect, pay):
+        command.add(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except X402KitError as e:
+        error(str(e))
+        return USAGE if isinstance(e, ConfigError) and not isinstance(e, MissingExtra) else ERROR
+    except BrokenPipeError:
+        # Who read our output has gone; Python must not complain about it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -1,0 +1,132 @@
+"""A seller's set-up from the environment: the ``X402KIT_*`` variables, read once and checked as a whole.
+
+| variable | what | without it |
+| --- | --- | --- |
+| X402KIT_ENV | ``devnet`` (a chain on this machine), ``testnet`` or ``mainnet`` | ``testnet`` (L07) |
+| X402KIT_ORIGIN | the public origin, ``https://api.example.com``; payments are bound to it | required on mainnet |
+| X402KIT_LEDGER | a file's path | ``payments.db`` |
+| X402KIT_SECRET | signs quotes, 16 characters or more | the ledger makes its own |
+| X402KIT_SERVICE | the name that stands in wallet proofs | ``x402kit`` |
+| X402KIT_EVM_RPC_URL | a node's address | the EVM rail is off, if none of the four is set |
+| X402KIT_EVM_PAY_TO | who is paid, 0x… | |
+| X402KIT_EVM_KEY | the settlement wallet's private key; it pays the gas | |
+| X402KIT_EVM_NETWORK | CAIP-2 | Base; on testnet Base Sepolia |
+
+Every fault is a ``ConfigError`` that names the variable and never shows its value.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from .asgi.paywall import Paywall
+from .errors import ConfigError
+from .networks import Evm
+from .networks.assets import TESTNETS
+from .networks.port import Rail
+
+__all__ = ["EvmSettings", "Settings"]
+
+Environment = Literal["devnet", "testnet", "mainnet"]
+_PREFIX: Final = "X402KIT_"
+_DEFAULT_NETWORK: Final = {"devnet": "eip155:8453", "testnet": "eip155:84532", "mainnet": "eip155:8453"}
+# Values must not come back in an error's text: some are keys (I11).
+_FROZEN: Final = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class EvmSettings(BaseModel):
+    """The EVM rail's variables."""
+
+    model_config = _FROZEN
+
+    rpc_url: str = Field(pattern=r"^https?://\S+$")
+    pay_to: str = Field(pattern=r"^0x[0-9a-fA-F]{40}$")
+    key: SecretStr
+    network: str = Field(pattern=r"^eip155:[1-9][0-9]{0,18}$")
+
+    def rail(self) -> Rail:
+        """The rail that these make. Raises ``ConfigError``."""
+        return Evm(self.network, pay_to=self.pay_to, key=self.key.get_secret_value(), rpc=self.rpc_url)
+
+
+class Settings(BaseModel):
+    """All variables. ``from_env()`` reads them, ``paywall()`` makes what a seller needs of them."""
+
+    model_config = _FROZEN
+
+    env: Environment = "testnet"
+    origin: str = ""
+    ledger: str = Field("payments.db", min_length=1)
+    secret: SecretStr | None = None
+    service: str = Field("x402kit", min_length=1, max_length=64)
+    evm: EvmSettings | None = None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read ``os.environ`` or another mapping; an empty value counts as absent. Raises ``ConfigError``."""
+        found = {
+            name.removeprefix(_PREFIX).lower(): value.strip()
+            for name, value in (os.environ if environ is None else environ).items()
+            if name.startswith(_PREFIX) and value.strip()
+        }
+        if any(name.startswith("svm_") for name in found):
+            raise ConfigError("X402KIT_SVM_*: this version has no Solana rail")
+        values: dict[str, Any] = {name: found[name] for name in cls.model_fields if name in found}
+        evm = {name.removeprefix("evm_"): value for name, value in found.items() if name.startswith("evm_")}
+        if evm:
+            values["evm"] = {"network": _DEFAULT_NETWORK.get(found.get("env", "testnet"), ""), **evm}
+        try:
+            return cls(**values)
+        except ValidationError as e:
+            raise ConfigError("; ".join(_fault(error) for error in e.errors())) from None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.ledger.partition("://")[0] in ("postgres", "postgresql"):
+            raise ValueError("X402KIT_LEDGER: this version keeps its ledger in a file")
+        if self.env == "mainnet" and urlsplit(self.origin).scheme != "https":
+            raise ValueError("X402KIT_ORIGIN: mainnet needs the public origin, https://…")
+        if self.evm is not None:
+            self._check_network(self.evm.network, self.evm.rpc_url)
+        return self
+
+    def _check_network(self, network: str, rpc_url: str) -> None:
+        """Test money and real money are never mixed up (L07)."""
+        if self.env == "devnet":
+            if not _is_loopback(rpc_url):
+                raise ValueError("X402KIT_EVM_RPC_URL: X402KIT_ENV=devnet takes a chain on this machine only")
+        elif (network in TESTNETS) is not (self.env == "testnet"):
+            raise ValueError(f"X402KIT_EVM_NETWORK: {network} does not belong to X402KIT_ENV={self.env}")
+
+    def rails(self) -> list[Rail]:
+        """The rails whose variables are set. Raises ``ConfigError`` when there is none."""
+        if self.evm is None:
+            raise ConfigError("no rail is set up: X402KIT_EVM_RPC_URL, X402KIT_EVM_PAY_TO and X402KIT_EVM_KEY")
+        return [self.evm.rail()]
+
+    def paywall(self) -> Paywall:
+        """The paywall that these settings describe. Raises ``ConfigError``."""
+        secret = self.secret.get_secret_value() if self.secret else None
+        return Paywall(self.rails(), self.ledger, origin=self.origin, secret=secret)
+
+
+def _fault(error: Any) -> str:
+    """One fault of pydantic's, with the variable's name and without its value."""
+    message: str = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    return f"{_PREFIX}{'_'.join(str(part) for part in error['loc']).upper()}: {message}"
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
