@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ..errors import ConfigError
-from .evm_chain import EvmOptions, EvmRail
+from .evm_chain import EvmRail
+from .evm_options import EvmOptions
 from .evm_wallet import Signer, Wallet
 from .gas import ChainlinkFeed, FixedPrice, GasPolicy
 

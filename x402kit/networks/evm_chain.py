@@ -10,10 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from ..errors import ConfigError, PaymentRefused, RailUnavailable
@@ -23,6 +20,7 @@ from . import evm
 from .assets import default_asset
 from .evm_abi import transfer_data
 from .evm_fees import Fees, default_fee_cap
+from .evm_options import EvmOptions
 from .evm_outcome import Judge, Verdict
 from .evm_reads import Chain
 from .evm_ready import Readiness, check_addresses
@@ -33,40 +31,12 @@ from .gas import GasMeter, GasPolicy
 from .port import Nonces
 from .rpc import Endpoint, Rpc
 
-__all__ = ["EvmOptions", "EvmRail"]
+__all__ = ["EvmRail"]
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
-_FULL_LOOK_SECONDS: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class EvmOptions:
-    """What is rarely set.
-
-    ``max_fee_per_gas``: the most that we pay for a unit of gas, in wei; by default as in evm_fees.py. ``gas_limit``,
-    ``contract_gas_limit``: absolute limits of a settlement, for payers with a key and for contract wallets.
-    ``reserve_settlements``: how many the wallet must be able to pay for to be ready. ``contract_wallets``: whether
-    EIP-1271 wallets may pay. ``erc6492_factories``:
-    see evm_verify.py. ``final_depth``: blocks until a settlement is no longer watched. ``quorum``: how many of the RPC
-    URLs must agree on an outcome of at least ``quorum_above`` atomic units (I-10). ``poll_seconds``: first and longest
-    pause between looks at a pending transaction. ``rpc_seconds``: time limit of a call. ``clock``: Unix time.
-    """
-
-    max_fee_per_gas: int | None = None
-    gas_limit: int = 150_000
-    contract_gas_limit: int = 300_000
-    reserve_settlements: int = 3
-    contract_wallets: bool = True
-    erc6492_factories: Iterable[str] = ()
-    final_depth: int = 32
-    quorum: int = 1
-    quorum_above: int = 0
-    poll_seconds: tuple[float, float] = (0.02, 0.5)
-    rpc_seconds: float = 10.0
-    clock: Callable[[], float] = time.time
-
-
 _DEFAULTS: Final = EvmOptions()
+_FULL_LOOK_SECONDS: Final = 2.0
+_VERIFY_SECONDS: Final = 5.0
 
 
 class EvmRail:
@@ -267,7 +237,10 @@ class _Parts:
         fees = Fees(chain, options.max_fee_per_gas or default_fee_cap(chain_id))
         limit, contract_limit = options.gas_limit, options.contract_gas_limit
         factories = options.erc6492_factories
-        self.verifier = Verifier(chain, asset, factories=factories, gas=limit, contract_gas=contract_limit)
+        seconds = min(options.rpc_seconds, _VERIFY_SECONDS)
+        self.verifier = Verifier(
+            chain, asset, factories=factories, gas=limit, contract_gas=contract_limit, seconds=seconds
+        )
         self.sender = None if wallet is None else Sender(chain, wallet, fees, chain_id)
         needed = options.reserve_settlements * limit
         self.readiness = Readiness(chain, asset, wallet, fees, needed_gas=needed)

@@ -43,20 +43,21 @@ async def check_chain(chain: Chain, asset: Asset) -> None:
         raise ConfigError(f"the node is on eip155:{found}, the rail on {asset.network}")
     if not await chain.has_code(asset.address):
         raise ConfigError(f"asset_not_deployed_contract: no contract at {asset.address} on {asset.network}")
+    unsupported = ConfigError(f"invalid_exact_evm_eip3009_not_supported: {asset.address} on {asset.network}")
     try:
         separator = await chain.call(asset.address, call_data("DOMAIN_SEPARATOR()"))
+        if not separator:
+            raise unsupported
+        if separator != domain_separator(asset):
+            raise ConfigError(
+                f"the token's EIP-712 domain is not name {asset.name!r}, version {asset.version!r} "
+                f"(asset {asset.address} on {asset.network})"
+            )
         await chain.authorization_used(asset.address, asset.address, bytes(32))
     except RpcRefused as e:
-        if not e.reverted:
-            raise
-        separator = b""
-    if not separator:
-        raise ConfigError(f"invalid_exact_evm_eip3009_not_supported: {asset.address} on {asset.network}")
-    if separator != domain_separator(asset):
-        raise ConfigError(
-            f"the token's EIP-712 domain is not name {asset.name!r}, version {asset.version!r} "
-            f"(asset {asset.address} on {asset.network})"
-        )
+        if e.reverted:
+            raise unsupported from e
+        raise
 
 
 class Readiness:

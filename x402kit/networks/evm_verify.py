@@ -52,7 +52,7 @@ class Verifier:
         gas: int,
         contract_gas: int,
         signature_gas: int = 250_000,
-        seconds: float = 5.0,
+        seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._chain, self._asset = chain, asset

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from ..errors import ConfigError, MissingExtra
+from ..model import NESTING_MAX
 
 if TYPE_CHECKING:
     import aiohttp
@@ -59,6 +60,24 @@ def check_url(url: str, what: str) -> str:
     if not valid:
         raise ConfigError(f"{what} is not an http or https URL")
     return url
+
+
+_NO_BRACKETS: Final = bytes(code for code in range(256) if code not in b"[]{}")
+
+
+def _is_deep(body: bytes) -> bool:
+    """Whether JSON may be nested beyond ``NESTING_MAX``: the C parser recurses, and can end the process (A12).
+
+    Brackets inside strings count too, which refuses only what no honest node or facilitator says.
+    """
+    brackets = body.translate(None, _NO_BRACKETS)
+    if len(brackets) <= NESTING_MAX:
+        return False
+    depth = deepest = 0
+    for bracket in brackets:
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest > NESTING_MAX
 
 
 class JsonClient:
@@ -109,9 +128,11 @@ class JsonClient:
             return Unknown("disconnected")
         if body is None:
             return Unknown("too-large")
+        if _is_deep(body):
+            return Unknown("nested")
         try:
             return Answer(status, json.loads(body))
-        except (ValueError, RecursionError):
+        except ValueError:
             return Unknown("not-json")
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes | None:
