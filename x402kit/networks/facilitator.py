@@ -1,52 +1,37 @@
 """Settle through an x402 facilitator at a URL: a rail whose chain half is somebody else's (wire.md 5.1).
 
-The facilitator verifies and pays the gas; what it says is read by facilitator_wire.py. Where the rail underneath has an
+The facilitator verifies and pays the gas; what it says is read by facilitator_wire.py. Where the rail beneath has an
 RPC address, the chain is right about every outcome, and the facilitator's word alone only about small amounts. Without
 one, a lost answer is asked for again by the very same call; a payment about which no clear answer comes stays
 ``pending``, for good if need be, and the log says ALERT: nothing is called failed that may have been paid.
-
-Only the configured URL is asked, by https, and no redirect is followed (K05).
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import ipaddress
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Literal, Protocol
-from urllib.parse import urlsplit
+from typing import Final, Protocol
 
 from ..errors import ConfigError, PaymentRefused, PaymentUsed, RailUnavailable
 from ..model import VALID_FOR_MIN, Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
 from ..money import Asset
 from ..protocols.encoding import dump_json, parse_object
 from ..protocols.x402 import parse_payment_payload, parse_requirements
+from .facilitator_client import FacilitatorClient, Headers
 from .facilitator_wire import Reading, body_json, is_used, read_settlement, read_verdict, sanitized, supported_version
-from .foreign import ForeignFault, foreign
-from .http import Answer, JsonClient, NotSent, Unknown, check_url
+from .http import Answer
 from .port import Nonces
 
 __all__ = ["Beneath", "FacilitatorRail", "Headers"]
 
 log = logging.getLogger("x402kit.facilitator")
 
-Endpoint = Literal["verify", "settle", "supported"]
-Headers = Mapping[str, str] | Callable[[str], Mapping[str, str] | Awaitable[Mapping[str, str]]]
-"""Headers for all calls, or a function of the endpoint's name: some want a fresh token for each endpoint."""
-
-ANSWER_MAX: Final = 1024 * 1024
-FAILURES_MAX: Final = 3
-"""Calls in a row that must fail before new payments are turned away…"""
-PAUSE_SECONDS: Final = 5.0
-"""…for so long."""
 LATE_SECONDS: Final = 600
 """How long after an authorization's end its outcome must be known; then it is asked for once an hour."""
 HOUR: Final = 3600
-_ASKED_MAX: Final = 4096
+_ENTRIES_MAX: Final = 4096
 
 
 class Beneath(Protocol):
@@ -82,8 +67,9 @@ class FacilitatorRail:
 
     ``headers`` are for all calls, or a function of the endpoint's name. ``check_above``, in atomic units, is the amount
     above which a success must be seen on chain before it counts, where ``base`` sees a chain (I-04); by default one
-    whole unit of the asset. ``resource`` stands in v1's calls, whose schema wants a URL. ``allow_insecure`` permits
-    plain http to another machine. Raises ``ConfigError``.
+    whole unit of the asset; with ``confirmations`` every success is. Without a chain to look at, the facilitator's word
+    counts at once. ``resource`` stands in v1's calls, whose schema wants a URL. ``allow_insecure`` permits plain http
+    to another machine. Raises ``ConfigError``.
     """
 
     def __init__(
@@ -99,17 +85,15 @@ class FacilitatorRail:
         resource: str = "https://resource.invalid/",
     ) -> None:
         self._base = base
-        self._url = _checked(url, allow_insecure)
-        self._headers = headers
         self._sees = base.rpc is not None
         self._check_above = 10**base.asset.decimals if check_above is None else check_above
-        self._settle_seconds = settle_seconds
         self._resource = resource
-        self._client = JsonClient(seconds=seconds, answer_max=ANSWER_MAX)
+        self._client = FacilitatorClient(
+            url, headers, seconds=seconds, settle_seconds=settle_seconds, allow_insecure=allow_insecure
+        )
         self._version = 0
-        self._failures = 0
-        self._closed_until = 0.0
         self._asked: dict[str, float] = {}
+        self._told: dict[str, float] = {}
         self.scheme, self.network, self.asset, self.pay_to = base.scheme, base.network, base.asset, base.pay_to
         self.confirmations, self.final_depth = base.confirmations, base.final_depth
 
@@ -141,7 +125,7 @@ class FacilitatorRail:
             log.warning("the facilitator for %s can't be reached; payments wait until it can", self.network)
 
     async def _find_version(self) -> None:
-        answer = await self._call("supported", None)
+        answer = await self._client.call("supported")
         if not isinstance(answer, Answer) or answer.status >= 500 or answer.status == 429:
             raise RailUnavailable("facilitator_unavailable")
         if answer.status != 200:
@@ -152,7 +136,7 @@ class FacilitatorRail:
 
     async def ready(self) -> None:
         await self._base.ready()
-        if self._is_paused():
+        if self._client.paused:
             raise RailUnavailable("facilitator_unavailable")
         if not self._version:
             try:
@@ -162,7 +146,7 @@ class FacilitatorRail:
                 raise RailUnavailable("facilitator_unavailable") from e
 
     async def verify(self, authorization: Authorization, offer: PaymentRequirements) -> None:
-        answer = await self._call("verify", self._body(authorization, offer))
+        answer = await self._client.call("verify", self._body(authorization, offer))
         if not isinstance(answer, Answer):
             raise RailUnavailable("facilitator_unavailable")
         try:
@@ -210,7 +194,7 @@ class FacilitatorRail:
         if not self._may_ask(claim):
             return Outcome("pending", reference=claim.reference)
         found = await self._settle(claim.intent, first=False)
-        if found.state == "pending" and time.time() > claim.valid_until + LATE_SECONDS:
+        if found.state == "pending" and _is_late(claim):
             log.error("ALERT: the facilitator does not say what became of %s; look at the chain", claim.payment_id)
         return found
 
@@ -218,13 +202,15 @@ class FacilitatorRail:
         """With a chain to look at, a few times a second; else by the same call again, ever more rarely."""
         end = time.monotonic() + seconds
         delay, growth, most = (0.2, 1.5, 2.0) if self._sees else (1.0, 4.0, 60.0)
-        outcome = Outcome("pending", reference=claim.reference)
+        outcome = await self.outcome(claim) if self._sees else Outcome("pending", reference=claim.reference)
         while outcome.state == "pending" and time.monotonic() + delay <= end:
             await asyncio.sleep(delay)
             outcome = await self.outcome(claim)
             if not self._sees and is_used(outcome.reason):
                 break
             delay = min(delay * growth, most)
+        if self._told.pop(claim.payment_id, None) is not None and outcome.state != "settled":
+            log.error("ALERT: the facilitator says that %s is settled; the chain does not", claim.payment_id)
         return outcome
 
     async def close(self) -> None:
@@ -235,7 +221,7 @@ class FacilitatorRail:
         ours = replace(offer, extra=self._base.extra())
         return body_json(authorization, ours, self._version or 2, self._resource)
 
-    def _claim(self, authorization: Authorization, reference: str = "") -> Claim:
+    def _claim(self, authorization: Authorization) -> Claim:
         """A claim to ask the chain about, where none is at hand."""
         now = int(time.time())
         return Claim(
@@ -253,106 +239,50 @@ class FacilitatorRail:
             created_at=now,
             deadline=now,
             confirmations=self.confirmations,
-            reference=reference,
         )
 
     async def _settle(self, blob: bytes, *, first: bool) -> Outcome:
         body = parse_object(blob)
         offer = parse_requirements(body["paymentRequirements"])
         authorization = self._base.parse(parse_payment_payload(body["paymentPayload"]), offer)
-        answer = await self._call("settle", body)
-        reading = read_settlement(answer, authorization, first=first)
+        reading = read_settlement(await self._client.call("settle", body), authorization, first=first)
         if reading.verdict == "again":
-            answer = await self._call("settle", body)
-            second = read_settlement(answer, authorization, first=False)
+            second = read_settlement(await self._client.call("settle", body), authorization, first=False)
             reading = second if second.reference else replace(second, reference=reading.reference)
         if reading.alert:
             log.error("ALERT: the facilitator's answer about %s contradicts it", authorization.payment_id)
-        return await self._conclude(reading, authorization)
+        return self._conclude(reading, authorization)
 
-    async def _conclude(self, reading: Reading, authorization: Authorization) -> Outcome:
-        checked = reading.verdict == "used" or (
-            reading.verdict == "settled" and authorization.amount > self._check_above
-        )
-        if self._sees and checked:
-            outcome = await self._base.outcome(self._claim(authorization, reading.reference))
-            if reading.verdict == "settled" and outcome.state == "failed":
-                log.error("ALERT: the facilitator says that %s is settled; it is not", authorization.payment_id)
-            return outcome
-        if reading.verdict == "settled":
-            return Outcome("settled", reference=reading.reference, final=not self._sees)
+    def _conclude(self, reading: Reading, authorization: Authorization) -> Outcome:
         if reading.verdict == "failed":
-            return Outcome("failed", reading.reason, never_sent=reading.never_sent)
-        return Outcome("pending", reading.reason, reading.reference)
+            return Outcome("failed", reading.reason, reading.reference, never_sent=reading.never_sent)
+        if reading.verdict != "settled":
+            return Outcome("pending", reading.reason, reading.reference)
+        if self._sees and (authorization.amount > self._check_above or self.confirmations):
+            # ``wait`` looks at once, by the claim, which knows how deep it must be.
+            _bound(self._told)[authorization.payment_id] = 0.0
+            return Outcome("pending", reference=reading.reference)
+        return Outcome("settled", reference=reading.reference, final=not self._sees)
 
     def _may_ask(self, claim: Claim) -> bool:
         """Not while the facilitator is down, and not more than hourly about a payment that should be long decided."""
-        if self._is_paused():
+        if self._client.paused:
             return False
-        if time.time() <= claim.valid_until + LATE_SECONDS:
-            return True
         now = time.monotonic()
+        if not _is_late(claim):
+            return True
         if self._asked.get(claim.payment_id, 0.0) > now:
             return False
-        while len(self._asked) >= _ASKED_MAX:
-            del self._asked[next(iter(self._asked))]
-        self._asked[claim.payment_id] = now + HOUR
+        _bound(self._asked)[claim.payment_id] = now + HOUR
         return True
 
-    def _is_paused(self) -> bool:
-        return time.monotonic() < self._closed_until
 
-    async def _call(self, endpoint: Endpoint, body: Json | None) -> Answer | NotSent | Unknown:
-        try:
-            headers = await foreign(self._headers_for(endpoint), self._settle_seconds)
-        except ForeignFault as e:
-            log.error("ALERT: no headers for the facilitator's /%s: %s", endpoint, e)
-            return NotSent("headers")
-        url = f"{self._url}/{endpoint}"
-        if body is None:
-            answer = await self._client.get(url, headers=headers)
-        else:
-            seconds = self._settle_seconds if endpoint == "settle" else None
-            answer = await self._client.post(url, body, headers=headers, seconds=seconds)
-        self._note(endpoint, answer)
-        return answer
-
-    async def _headers_for(self, endpoint: str) -> dict[str, str]:
-        made = self._headers
-        if callable(made):
-            found = made(endpoint)
-            made = await found if inspect.isawaitable(found) else found
-        headers = dict(made or {})
-        if not all(_is_header(part) for pair in headers.items() for part in pair):
-            raise ValueError("not headers")
-        return headers
-
-    def _note(self, endpoint: str, answer: Answer | NotSent | Unknown) -> None:
-        if isinstance(answer, Answer) and answer.status in (401, 403):
-            log.error("ALERT: the facilitator refuses our credentials for /%s (%d)", endpoint, answer.status)
-        elif isinstance(answer, Answer) and answer.status < 500 and answer.status != 429:
-            self._failures = 0
-            return
-        self._failures += 1
-        if self._failures >= FAILURES_MAX:
-            self._closed_until = time.monotonic() + PAUSE_SECONDS
+def _is_late(claim: Claim) -> bool:
+    return time.time() > claim.valid_until + LATE_SECONDS
 
 
-def _is_header(part: Any) -> bool:
-    return isinstance(part, str) and part.isascii() and part.isprintable()
-
-
-def _checked(url: str, allow_insecure: bool) -> str:
-    parts = urlsplit(check_url(url, "facilitator"))
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigError("the facilitator's URL has credentials, a query or a fragment; give secrets as headers")
-    if parts.scheme != "https" and not allow_insecure and not _is_loopback(parts.hostname or ""):
-        raise ConfigError("the facilitator's URL is not https; allow_insecure=True permits it")
-    return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _bound(kept: dict[str, float]) -> dict[str, float]:
+    """The dict with room for one more: the oldest go (I12)."""
+    while len(kept) >= _ENTRIES_MAX:
+        del kept[next(iter(kept))]
+    return kept

@@ -1,0 +1,46 @@
+"""Any ASGI app on a free port of 127.0.0.1, in a thread with a loop of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Generator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+__all__ = ["free_port", "serving"]
+
+
+def free_port() -> int:
+    """A port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(app: ASGIApp, *, lifespan: bool = True, port: int = 0) -> Generator[str]:
+    """The app's URL, until the block ends; what it still works on is then cut off."""
+    listener = socket.create_server(("127.0.0.1", port))
+    config = uvicorn.Config(
+        app,
+        log_level="critical",
+        lifespan="on" if lifespan else "off",
+        ws="none",
+        timeout_graceful_shutdown=0,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("the app did not start")
+            thread.join(0.005)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(15)
+        listener.close()
