@@ -12,7 +12,7 @@ import json
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,14 +75,20 @@ class PaidServer:
     seen: list[Seen] = field(default_factory=list[Seen])
     resource: Json | None = field(default_factory=lambda: {"url": "http://seller/", "description": "words"})
     extensions: Json | None = None
+    elsewhere: str = ""
     hang: float = 5.0
-    running: int = 0
-    most_running: int = 0
+    started: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
     @property
     def paid(self) -> list[Seen]:
         return [seen for seen in self.seen if seen.payment]
+
+    def reset(self) -> PaidServer:
+        """As new, on the same port."""
+        self.released.set()
+        self.__init__(url=self.url)  # type: ignore[misc]  # all fields, and only the fields
+        return self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
@@ -101,12 +107,13 @@ class _Answering:
     async def answer(self) -> None:
         kind = self.seen.path.split("/")[1]
         if kind in _FREE:
-            return await getattr(self, f"{kind}_answer")()
-        if not self.seen.payment:
-            return await self.challenge()
-        key, terms = self.verify()
-        steps = self.server.script[self.seen.path]
-        await self.act(steps.pop(0) if steps else "ok", key, terms)
+            await getattr(self, f"{kind}_answer")()
+        elif not self.seen.payment:
+            await self.challenge()
+        else:
+            key, terms = self.verify()
+            steps = self.server.script[self.seen.path]
+            await self.act(steps.pop(0) if steps else "ok", key, terms)
 
     async def free_answer(self) -> None:
         await self.reply(200, b"free")
@@ -121,12 +128,11 @@ class _Answering:
         await self.reply(307, b"", [("location", self.seen.path.removeprefix("/redirect") + "?moved=1")])
 
     async def away_answer(self) -> None:
-        port = self.seen.headers["x-to"]
-        await self.reply(307, b"", [("location", f"http://127.0.0.1:{port}/v2/other")])
+        await self.reply(307, b"", [("location", self.server.elsewhere)])
 
     def entries(self) -> list[Json]:
         kind = self.seen.path.split("/")[1]
-        default = [v1_entry()] if kind == "v1" and "openai" not in self.seen.path else [entry()]
+        default = [v1_entry()] if kind == "v1" else [entry()]
         if kind == "katana":
             extra = {"currency": "USDC", "decimals": 6, "chain": "base", "totalUsd": 0.01}
             default = [entry(maxAmountRequired="10000", extra=extra, maxTimeoutSeconds=3600)]
@@ -143,10 +149,10 @@ class _Answering:
         if receipt:
             failed = SettlementResponse(False, NETWORK, error_reason=receipt)
             headers.append(("payment-response", x402.encode_header(x402.settlement_json(failed))))
-        if kind in ("v1", "v2body"):
-            return await self.reply(402, json.dumps(made).encode(), headers)
-        headers.append(("payment-required", x402.encode_header(made)))
-        await self.reply(402, b"{}", headers)
+        in_body = kind in ("v1", "v2body")
+        if not in_body:
+            headers.append(("payment-required", x402.encode_header(made)))
+        await self.reply(402, json.dumps(made).encode() if in_body else b"{}", headers)
 
     def verify(self) -> tuple[tuple[str, bytes], PaymentRequirements]:
         payment = x402.parse_payment_payload(x402.decode_header(self.seen.payment, floats=True))
@@ -168,14 +174,15 @@ class _Answering:
         return (authorization.payer, transfer.nonce), terms
 
     async def act(self, action: str, key: tuple[str, bytes], terms: PaymentRequirements) -> None:
-        if action in ("refuse", "503", "409", "404", "403"):  # nothing settles
-            if action == "refuse":
-                return await self.challenge("price_changed", receipt="quote_expired")
+        if action == "refuse":  # like the next, this settles nothing
+            await self.challenge("price_changed", receipt="quote_expired")
+        elif action in ("503", "409", "404", "403"):
             headers = [("retry-after", "0")] if action in ("503", "409") else []
-            return await self.reply(int(action), action.encode(), headers)
-        replayed = key in self.server.settled
-        self.server.settled.setdefault(key, self.seen.path)
-        await getattr(self, "do_" + action.replace("-", "_"))(key, terms, replayed)
+            await self.reply(int(action), action.encode(), headers)
+        else:
+            replayed = key in self.server.settled
+            self.server.settled.setdefault(key, self.seen.path)
+            await getattr(self, f"do_{action}")(key, terms, replayed)
 
     def receipt(self, key: tuple[str, bytes], terms: PaymentRequirements, **changes: Any) -> tuple[str, str]:
         fields: dict[str, Any] = {"success": True, "network": terms.network, "transaction": "0x" + key[1].hex()}
@@ -186,16 +193,20 @@ class _Answering:
 
     async def do_ok(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
         headers = [self.receipt(key, terms)] + ([("payment-replayed", "true")] if replayed else [])
-        if self.seen.path.endswith("/chat/completions"):
-            return await self.chat(headers)
-        await self.reply(200, b"goods " + self.seen.body, headers)
+        if not self.seen.path.endswith("/chat/completions"):
+            await self.reply(200, b"goods " + self.seen.body, headers)
+        elif json.loads(self.seen.body).get("stream"):
+            await self.chat_stream(headers)
+        else:
+            await self.chat(headers)
 
     async def chat(self, headers: list[tuple[str, str]]) -> None:
-        if not json.loads(self.seen.body).get("stream"):
-            message = {"role": "assistant", "content": "hello"}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            made = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-            return await self.reply(200, json.dumps(made).encode(), [*headers, ("content-type", "application/json")])
+        message = {"role": "assistant", "content": "hello"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        made = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        await self.reply(200, json.dumps(made).encode(), [*headers, ("content-type", "application/json")])
+
+    async def chat_stream(self, headers: list[tuple[str, str]]) -> None:
         await self.start(200, [*headers, ("content-type", "text/event-stream")])
         for word in ("hel", "lo"):
             choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
@@ -215,11 +226,21 @@ class _Answering:
     async def do_lie(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
         await self.challenge("settled, and asked for more")
 
+    async def do_bare(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
+        """As the x402 packages' servers answer a settlement that they lost sight of."""
+        await self.reply(402, b"{}", [self.receipt(key, terms, success=False, error_reason="settlement_pending")])
+
+    async def do_used(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
+        await self.challenge("invalid_exact_evm_nonce_already_used")
+
     async def do_502(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
         await self.reply(502, b"bad gateway", [("retry-after", "0")])
 
     async def do_422(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
         await self.reply(422, b"no", [self.receipt(key, terms), ("payment-outcome", "settled-unserved")])
+
+    async def do_moved(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
+        await self.reply(303, b"", [self.receipt(key, terms), ("location", self.server.elsewhere)])
 
     async def do_hang(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
         await asyncio.sleep(self.server.hang)
@@ -227,11 +248,8 @@ class _Answering:
 
     async def do_wait(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
         """Until the test says so."""
-        self.server.running += 1
-        self.server.most_running = max(self.server.most_running, self.server.running)
-        while not self.server.released.is_set():
-            await asyncio.sleep(0.01)
-        self.server.running -= 1
+        self.server.started.set()
+        await asyncio.to_thread(self.server.released.wait, 30)
         await self.do_ok(key, terms, replayed)
 
     async def do_drop(self, key: tuple[str, bytes], terms: PaymentRequirements, replayed: bool) -> None:
@@ -267,7 +285,7 @@ _FREE = ("free", "plain402", "big402", "redirect", "away")
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[PaidServer]:
+def serving() -> Generator[PaidServer]:
     """The server on a free port of 127.0.0.1, until the block ends."""
     app = PaidServer()
     listener = socket.create_server(("127.0.0.1", 0))

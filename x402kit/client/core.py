@@ -9,9 +9,9 @@
            403      → used                                │    then the answer as it is, or PaymentOutcomeUnknown
            402      → PaymentNotAccepted (M01, M07)       └─ the row stays open: the next identical call shows it again
 
-While its row is open, a payment keeps its request from being signed for again: a refused one until it can't land any
-more, a doubtful one for ``max_validity`` seconds and until the server then refuses it. ``max_signatures=2`` lets a 402
-without any doubt lead to one more signature. The driver (transport.py) sends, stores, asks and sleeps.
+While its row is open (journal.py says how long), a payment keeps its request from being signed for again, so that an
+SDK's retries, whatever they retry and however slow the answers are, lead to no second signature. ``max_signatures=2``
+lets a 402 without any doubt lead to one more. The driver (transport.py) sends, stores, asks and sleeps.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import PayerError, PaymentNotAccepted, PaymentOutcomeUnknown, PolicyRefused
+from ..networks.facilitator_wire import is_used
 from . import wallets
 from .challenge import Challenge, Offer, payment_header, read_challenge, says_json
 from .journal import Journal, Payment
@@ -73,6 +74,7 @@ class Attempt:
 
     def steps(self) -> Steps:
         """Returns the payment behind the driver's last answer, or None when it was not paid by us."""
+        begun = self._setup.now()
         answer = yield from self._send_unpaid()
         challenge = yield from self._challenge(answer)
         offers = challenge.offers(self._setup.policy.known) if challenge else []
@@ -80,7 +82,7 @@ class Attempt:
             return None
         yield Drop()
         self._setup.policy.check_target(self._target)
-        key = (self._target.fingerprint, self._setup.wallet.address, self._setup.now())
+        key = (self._target.fingerprint, self._setup.wallet.address, begun)
         found: Payment | None = yield Store(lambda: self._setup.journal.take(*key, self))
         payment = found or (yield from self._sign(offers))
         fresh = found is None
@@ -143,7 +145,6 @@ class Attempt:
             micros=to_micros(terms.amount, offer.asset),
             created_at=now,
             valid_before=now + min(terms.max_timeout_seconds, setup.max_validity),
-            open_until=now + setup.max_validity,
         )
 
     def _show(self, payment: Payment, *, fresh: bool) -> Generator[Step, Any, Answer]:
@@ -175,38 +176,47 @@ class Attempt:
         return min(float(seconds), WAIT_MAX)
 
     def _refused(self, payment: Payment, answer: Answer) -> Generator[Step, Any, list[Offer]]:
-        """A 402 after a payment: the fresh offers where one more signature is allowed, else ``PaymentNotAccepted``."""
+        """A 402 after a payment: the fresh offers where one more signature is allowed, else ``PaymentNotAccepted``.
+
+        The x402 packages' servers answer so too when they don't know what became of a settlement, without a challenge,
+        and when a payment is shown again whose money has moved, with one: both are ``PaymentOutcomeUnknown``.
+        """
         challenge = yield from self._challenge(answer)
         yield Drop()
         receipt = read_receipt(answer.headers)
         said = (receipt.error_reason if receipt else "") or (challenge.parsed.error if challenge else "")
-        lapsed = self._doubt and payment.open_until < self._setup.now()
-        state = "lapsed" if lapsed else "unknown" if self._doubt else "refused"
-        yield from self._finish(payment, state, reason=f"402: {said}")
+        unclear = challenge is None or is_used(said)
+        self._doubt |= unclear
+        state = "unknown" if self._doubt else "refused"
+        yield from self._finish(payment, state, reason=f"402: {said}", refused=not unclear)
+        reason = "".join(char for char in said[:200] if char.isprintable()) or "no reason given"
+        if unclear:
+            raise _unknown(payment.reference, f"402, {reason}")
         offers = challenge.offers(self._setup.policy.known) if challenge else []
-        allowed = not self._doubt and len(self._shown) < self._setup.max_signatures
-        if offers and (allowed or (lapsed and len(self._shown) == 1)):
+        if offers and not self._doubt and len(self._shown) < self._setup.max_signatures:
             return offers
         shown = " and ".join(self._shown)
-        reason = "".join(char for char in said[:200] if char.isprintable()) or "no reason given"
         raise PaymentNotAccepted(f"the server refused the payment {shown}: {reason}", reference=payment.reference)
 
     def _end(self, payment: Payment, answer: Answer) -> Generator[Step, Any, PaymentInfo]:
         info = read_payment(payment, answer.headers)
-        state = _state_after(answer, info)
+        settled = info.receipt is not None and info.receipt.success
+        state, refused = _state_after(answer, doubt=self._doubt or settled)
         if state != "accepted":
-            yield from self._finish(payment, state, transaction=info.transaction, reason=f"status {answer.status}")
+            reason = f"status {answer.status}"
+            yield from self._finish(payment, state, transaction=info.transaction, reason=reason, refused=refused)
         return info
 
     def _finish(
-        self, payment: Payment, state: str, *, transaction: str = "", reason: str = ""
+        self, payment: Payment, state: str, *, transaction: str = "", reason: str = "", refused: bool = False
     ) -> Generator[Step, Any, None]:
         self._in_use = None
-        yield Store(lambda: self._write(payment.reference, state, transaction, reason))
+        yield Store(lambda: self._write(payment.reference, state, transaction, reason, refused=refused))
 
-    def _write(self, reference: str, state: str, transaction: str, reason: str) -> None:
+    def _write(self, reference: str, state: str, transaction: str, reason: str, *, refused: bool = False) -> None:
+        now = self._setup.now()
         try:
-            self._setup.journal.finish(reference, state, transaction=transaction, reason=reason)
+            self._setup.journal.finish(reference, state, now, transaction=transaction, reason=reason, refused=refused)
         except PayerError:  # the row stays as it is, open: the safe side
             _log.exception("payment %s: %s could not be written down", reference, state)
 
@@ -240,15 +250,17 @@ class Attempt:
         self._write(payment.reference, "unknown", "", f"interrupted: {error!r}")
 
 
-def _unknown(reference: str) -> PaymentOutcomeUnknown:
-    return PaymentOutcomeUnknown("the payment was sent and no certain answer came", reference=reference)
+def _unknown(reference: str, said: str = "") -> PaymentOutcomeUnknown:
+    text = "the payment was sent and no certain answer came" + (f" ({said})" if said else "")
+    return PaymentOutcomeUnknown(text, reference=reference)
 
 
-def _state_after(answer: Answer, info: PaymentInfo) -> str:
-    """The row's state after a deciding answer that is no 402."""
-    if answer.status == 403:
-        return "used"
+def _state_after(answer: Answer, *, doubt: bool) -> tuple[str, bool]:
+    """The row's state after a deciding answer that is no 402, and whether it counts as a refusal."""
     if answer.status in AGAIN or "payment-outcome" in answer.headers:
-        return "unknown"  # the payment may be good still, for the same request
-    settled = info.receipt is not None and info.receipt.success
-    return "accepted" if answer.status < 400 or settled else "refused"
+        return "unknown", False  # the payment may be good still, for the same request
+    if answer.status < 400:
+        return "accepted", False
+    if answer.status == 403:
+        return "used", True
+    return "unknown" if doubt else "refused", True

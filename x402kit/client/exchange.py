@@ -20,7 +20,7 @@ from .policy import Target
 from .receipts import EXTENSION, PaymentInfo
 from .steps import Answer, Lost, Send
 
-__all__ = ["AsyncReplay", "Exchange", "Family", "Head", "Replay", "is_ours"]
+__all__ = ["AsyncReplay", "End", "Exchange", "Family", "Head", "Replay", "is_ours"]
 
 BUFFER_MAX: Final = 1024 * 1024
 """Bytes of a request body of known length that are read into memory, so that it can be sent twice (M11)."""

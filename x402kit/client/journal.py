@@ -2,13 +2,17 @@
 
 | state | means | shown again for the same request? | its budget |
 | --- | --- | --- | --- |
-| signed | a live call is using it, or its process died | yes, once that call or process is gone | held |
-| unknown | sent, and no certain answer | yes | held |
-| refused | the server says that no money moved, or it was never sent | until ``valid_before`` | held until then |
-| released | a refused one that can't land any more | no | given back |
-| lapsed | an unknown one that the server refused after ``open_until`` | no | spent |
-| accepted | goods came | no | spent |
+| signed | a live call is using it, or its process died | yes, once that call or process is gone | spent |
+| unknown | sent, and no certain answer | yes | spent |
+| refused | the server says that no money moved, or it was never sent | until it can't land any more | held until then |
+| released | a refused one after that time | no | given back |
 | used | the server says that it is spent (403) | no | spent |
+| accepted | goods came | no | spent |
+| given up | by hand | no | spent |
+
+An unknown one that a server then refuses is shown until it can't land any more; and whatever was refused (402, 403,
+another 4xx) is shown for ``COOL`` seconds more, or until the third refusal, since SDKs try three times: their retries
+meet the same payment, never a new one.
 
 Cap and row are one transaction, guarded in the statement that counts, so that threads and processes on one file
 together never exceed a cap. ``synchronous=FULL``: a row that was written survives a power cut (J02). All calls block;
@@ -32,8 +36,12 @@ from ..errors import ConfigError, PayerError, TooDear
 
 __all__ = ["Journal", "Payment"]
 
-SHOWN_LATE: Final = 3600
-"""Seconds after ``open_until`` in which an unknown payment is still shown: as long as servers keep answers (C03)."""
+SHOWN_LATE: Final = 3 * 3600
+"""Seconds after ``valid_before`` in which an unknown payment is still shown: longer than an SDK's retries can take
+(three tries of four answers that each come after ten minutes), and than servers keep answers (C03)."""
+COOL: Final = 150
+"""Seconds after a refusal in which no new signature is made; SDKs wait no longer than 120 between two tries."""
+REFUSALS: Final = 3
 LEASE: Final = 900
 """Seconds after which a live process's use of a payment is not believed any more (its number may be another's)."""
 KEEP: Final = 31 * 86400
@@ -47,24 +55,35 @@ CREATE TABLE payments (
     reference TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, method TEXT NOT NULL, url TEXT NOT NULL,
     network TEXT NOT NULL, asset TEXT NOT NULL, pay_to TEXT NOT NULL, payer TEXT NOT NULL,
     amount INTEGER NOT NULL CHECK (amount >= 0), micros INTEGER NOT NULL CHECK (micros >= 0),
-    created_at INTEGER NOT NULL, valid_before INTEGER NOT NULL, open_until INTEGER NOT NULL,
+    created_at INTEGER NOT NULL, valid_before INTEGER NOT NULL,
     header TEXT NOT NULL, value TEXT NOT NULL, state TEXT NOT NULL, transaction_hash TEXT NOT NULL,
-    reason TEXT NOT NULL, owner TEXT NOT NULL DEFAULT '', lease_until INTEGER NOT NULL DEFAULT 0
+    reason TEXT NOT NULL, refusals INTEGER NOT NULL DEFAULT 0, ended_at INTEGER NOT NULL DEFAULT 0,
+    owner TEXT NOT NULL DEFAULT '', lease_until INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX open_payments ON payments (fingerprint, payer) WHERE state IN ('signed', 'unknown', 'refused');
+CREATE INDEX open_payments ON payments (fingerprint, payer) WHERE state IN ('signed', 'unknown', 'refused', 'used');
 CREATE INDEX refused_payments ON payments (valid_before) WHERE state = 'refused';
 CREATE INDEX old_payments ON payments (created_at);
 CREATE TABLE spent (payer TEXT, period TEXT, micros INTEGER NOT NULL, PRIMARY KEY (payer, period)) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 """
-_FIND: Final = """
-SELECT {}, owner, lease_until FROM payments
-WHERE fingerprint = ? AND payer = ? AND state IN ('signed', 'unknown', 'refused')
-AND CASE state WHEN 'refused' THEN valid_before >= ? ELSE open_until >= ? END ORDER BY rowid
+_COOLING: Final = f"refusals BETWEEN 1 AND {REFUSALS - 1} AND ended_at > :now - {COOL}"
+_FIND: Final = f"""
+SELECT {{}}, owner, lease_until FROM payments
+WHERE fingerprint = :fingerprint AND payer = :payer AND state IN ('signed', 'unknown', 'refused', 'used') AND (
+    state <> 'used' AND valid_before >= :now
+    OR (state = 'signed' OR state = 'unknown' AND refusals = 0) AND valid_before >= :now - {SHOWN_LATE}
+    OR {_COOLING}
+) ORDER BY rowid
 """
+_OVER: Final = f"WHERE state = 'refused' AND valid_before < :now AND NOT ({_COOLING})"
 _COUNT: Final = """
 INSERT INTO spent VALUES (:payer, :period, :micros)
 ON CONFLICT DO UPDATE SET micros = micros + excluded.micros WHERE :cap IS NULL OR micros + excluded.micros <= :cap
+"""
+_FINISH: Final = """
+UPDATE payments SET state = :state, transaction_hash = :transaction, reason = :reason, ended_at = :now, owner = '',
+lease_until = 0, refusals = CASE WHEN :refused THEN refusals + 1 WHEN :state = 'refused' THEN refusals ELSE 0 END,
+value = CASE WHEN :closed THEN '' ELSE value END WHERE reference = :reference
 """
 _UNCOUNT: Final = "UPDATE spent SET micros = max(0, micros - ?) WHERE payer = ? AND period = ?"
 
@@ -89,7 +108,6 @@ class Payment:
     micros: int
     created_at: int
     valid_before: int
-    open_until: int
     header: str = ""
     value: str = ""
     state: str = "signed"
@@ -151,7 +169,8 @@ class Journal:
     def take(self, fingerprint: bytes, payer: str, now: int, holder: object) -> Payment | None:
         """The open payment for a request, leased to ``holder`` while that lives; None where it is in use."""
         with self._locked() as db:
-            rows = db.execute(_FIND.format(_COLUMNS), (fingerprint, payer, now, now - SHOWN_LATE)).fetchall()
+            key = {"fingerprint": fingerprint, "payer": payer, "now": now}
+            rows = db.execute(_FIND.format(_COLUMNS), key).fetchall()
             for row in rows:
                 found, owner, lease_until = Payment(*row[:_WIDTH]), str(row[_WIDTH]), int(row[_WIDTH + 1])
                 if not self._in_use(found.reference, owner, lease_until, now) and self._lease(db, found, owner, now):
@@ -196,27 +215,29 @@ class Journal:
 
     def _sweep(self, db: sqlite3.Connection, now: int) -> None:
         """Give back what certainly did not move and can't any more; forget what is old."""
-        over = "WHERE state = 'refused' AND valid_before < ?"
-        rows = db.execute(f"SELECT micros, payer, created_at FROM payments {over}", (now,)).fetchall()
+        rows = db.execute(f"SELECT micros, payer, created_at FROM payments {_OVER}", {"now": now}).fetchall()
         for micros, payer, created_at in rows:
             for period in _periods(created_at):
                 db.execute(_UNCOUNT, (micros, payer, period))
-        db.execute(f"UPDATE payments SET state = 'released', value = '' {over}", (now,))
+        if rows:
+            db.execute(f"UPDATE payments SET state = 'released', value = '' {_OVER}", {"now": now})
         if self._writes % PURGE_EVERY == 0:
             before = now - (KEEP_IN_MEMORY if self._path is None else KEEP)
-            db.execute("DELETE FROM payments WHERE created_at < ? AND open_until < ?", (before, now - SHOWN_LATE))
+            db.execute("DELETE FROM payments WHERE created_at < ? AND valid_before < ?", (before, now - SHOWN_LATE))
         self._writes += 1
 
-    def finish(self, reference: str, state: str, *, transaction: str = "", reason: str = "") -> None:
-        """The call that used the payment is over: end its lease, and write what became of it."""
-        closed = state in ("accepted", "used", "lapsed", "released")
+    def finish(
+        self, reference: str, state: str, now: int, *, transaction: str = "", reason: str = "", refused: bool = False
+    ) -> None:
+        """The call that used the payment is over: end its lease, and write what became of it.
+
+        ``refused`` counts as a refusal; the state ``refused`` without it is a payment that was not sent this time.
+        """
+        values = {"reference": reference, "state": state, "now": now, "transaction": transaction}
+        values |= {"reason": reason[:500], "refused": refused, "closed": state in ("accepted", "given up")}
         with self._writing() as db:
             self._live.pop(reference, None)
-            db.execute(
-                "UPDATE payments SET state = ?, transaction_hash = ?, reason = ?, owner = '', lease_until = 0, "
-                "value = CASE WHEN ? THEN '' ELSE value END WHERE reference = ?",
-                (state, transaction, reason[:500], closed, reference),
-            )
+            db.execute(_FINISH, values)
 
     def payments(self, *, only_open: bool = False) -> list[Payment]:
         """The rows, oldest first; ``only_open``: those that are not closed."""

@@ -116,7 +116,7 @@ class Payer:
 
     def give_up(self, reference: str) -> None:
         """Show an open payment no more; its budget stays counted, and the next such call signs anew."""
-        self._setup.journal.finish(reference, "lapsed", reason="given up by hand")
+        self._setup.journal.finish(reference, "given up", self._setup.now())
 
     def close(self) -> None:
         """Close the journal. Transports that still use it fail before they sign."""

@@ -19,7 +19,7 @@ import httpx
 
 from ..errors import ConfigError, PaymentOutcomeUnknown, PolicyRefused
 from .core import Setup
-from .exchange import Exchange, Family, Head, is_ours
+from .exchange import End, Exchange, Family, Head, is_ours
 from .policy import Proposal
 from .steps import Ask, Body, Drop, Send, Sleep, Step, Store
 
@@ -57,8 +57,13 @@ class Driver:
             if isinstance(error, PaymentOutcomeUnknown):
                 raise self._family.unknown(error) from error.__cause__
             raise
-        if end is not None:
-            stream: Any = response.stream
+        return response if end is None else self._ending(response, end)
+
+    def _ending(self, response: httpx.Response, end: End) -> httpx.Response:
+        stream: Any = response.stream
+        if response.is_closed:  # the inner transport has read it all
+            end(None)
+        else:
             response.stream = self._family.replay([], iter(stream), stream, end)
         return response
 
@@ -137,9 +142,18 @@ class AsyncDriver:
             if isinstance(error, PaymentOutcomeUnknown):
                 raise self._family.unknown(error) from error.__cause__
             raise
-        if end is not None:
-            stream: Any = response.stream
-            response.stream = self._family.async_replay([], aiter(stream), stream, _ending(end))
+        return response if end is None else await self._ending(response, end)
+
+    async def _ending(self, response: httpx.Response, end: End) -> httpx.Response:
+        async def ended(error: BaseException | None) -> None:
+            with anyio.CancelScope(shield=True):
+                await _in_thread(partial(end, error))
+
+        stream: Any = response.stream
+        if response.is_closed:
+            await ended(None)
+        else:
+            response.stream = self._family.async_replay([], aiter(stream), stream, ended)
         return response
 
     async def _do(self, step: Step, exchange: Exchange) -> Any:
@@ -221,11 +235,3 @@ async def _end(exchange: Exchange, error: BaseException) -> None:
             await _in_thread(partial(exchange.attempt.interrupted, error))
         if exchange.response is not None:
             await exchange.response.aclose()
-
-
-def _ending(end: Callable[[BaseException | None], None]) -> Callable[[BaseException | None], Awaitable[None]]:
-    async def ending(error: BaseException | None) -> None:
-        with anyio.CancelScope(shield=True):
-            await _in_thread(partial(end, error))
-
-    return ending

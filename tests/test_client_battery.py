@@ -1,0 +1,232 @@
+"""M13: ten thousand calls against sellers that settle and then lose, deny or delay the answer. No socket, no thread.
+
+The core's driver here is a loop over its steps; the seller is the most hostile that there can be: it keeps, and
+settles, every authorization that it is ever shown. So a call is paid twice if it shows two, and that must never happen,
+with an SDK's retries around it, a clock that jumps by minutes, and processes that die at any step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from httpx import Headers
+
+from tests.support.clients import KEY
+from tests.support.paid_server import entry
+from x402kit.client import KeyWallet, Limits, PayerError, PaymentInfo
+from x402kit.client.core import Attempt, Setup
+from x402kit.client.journal import Journal
+from x402kit.client.policy import Policy, Target
+from x402kit.client.steps import Answer, Ask, Body, Drop, Lost, Send, Sleep, Step, Store
+from x402kit.protocols import x402
+
+RUNS = 10_000
+WINDOWS = (1, 6, 30, 60, 300, 3600)
+CHALLENGES = {
+    seconds: Headers(
+        {x402.PAYMENT_REQUIRED: x402.encode_header({"x402Version": 2, "accepts": [entry(maxTimeoutSeconds=seconds)]})}
+    )
+    for seconds in WINDOWS
+}
+FAULTS = (
+    "ok",
+    "402",
+    "bare 402",
+    "403",
+    "404",
+    "409",
+    "429",
+    "500",
+    "503",
+    "504",
+    "lost",
+    "unsent",
+    "broken",
+    "crash",
+    "cancel",
+)
+
+
+class _Died(BaseException):
+    """The process ends here: nothing after it runs."""
+
+
+class _Broken(Exception):
+    """The body broke: what an SDK retries."""
+
+
+@dataclass
+class _World:
+    """The clock, and a seller with a mood."""
+
+    seed: int
+    now: float = 1_800_000_000.0
+    shown: list[str] = field(default_factory=list[str])
+    settled: Counter[str] = field(default_factory=Counter[str])
+    random: random.Random = field(init=False)
+    window: int = field(init=False)
+    faults: list[str] = field(init=False)
+    slow: float = field(init=False)
+    last: Answer | Lost = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.window = self.random.choice(WINDOWS)
+        self.faults = self.random.choices(FAULTS, k=self.random.randint(1, 6)) + ["ok"] * self.random.randint(0, 1)
+        self.slow = self.random.choice((0.0, 1.0, 40.0, 600.0))
+
+    def wait(self) -> None:
+        self.now += self.random.random() * self.slow
+
+    def send(self, step: Send) -> Answer | Lost:
+        self.wait()
+        if step.payment is None:
+            return Answer(402, CHALLENGES[self.window])
+        fault = self.random.choice(self.faults)
+        if fault == "unsent":
+            return Lost(OSError("no route"), sent=False)
+        payload = x402.decode_header(step.payment.value)["payload"]["authorization"]
+        self.shown.append(payload["nonce"])
+        if self.now < int(payload["validBefore"]) and not self.settled[payload["nonce"]]:
+            self.settled[payload["nonce"]] += 1
+        return self.answer(fault)
+
+    def answer(self, fault: str) -> Answer | Lost:
+        if fault == "lost":
+            return Lost(TimeoutError())
+        if fault == "crash":
+            raise _Died
+        if fault == "cancel":
+            raise KeyboardInterrupt
+        if fault in ("402", "bare 402"):
+            return Answer(402, CHALLENGES[self.window] if fault == "402" else Headers())
+        return Answer(200 if fault in ("ok", "broken") else int(fault), Headers({"x-fault": fault}))
+
+
+def _step(step: Step, world: _World) -> Any:
+    match step:
+        case Send():
+            world.last = world.send(step)
+            return world.last
+        case Store():
+            return step.action()
+        case Sleep():
+            world.now += step.seconds
+            return None
+        case Body():
+            return b""
+        case Drop() | Ask():
+            return None
+
+
+def _drive(attempt: Attempt, world: _World) -> int:
+    """What transport.py does, with the world in the place of the network; the answer's status."""
+    steps, value = attempt.steps(), None
+    try:
+        while True:
+            value = _step(steps.send(value), world)
+    except StopIteration as stop:
+        info: PaymentInfo = stop.value
+    except _Died:
+        raise
+    except BaseException as error:
+        attempt.interrupted(error)
+        raise
+    assert isinstance(world.last, Answer)
+    if world.last.headers.get("x-fault") == "broken":
+        broken = _Broken()
+        attempt.interrupted(broken)
+        raise broken
+    attempt.completed(info)
+    return world.last.status
+
+
+def _logical_call(attempt: Callable[[], Attempt], world: _World) -> str:
+    """An SDK around the transport, at its most stubborn: it tries three times, after any error and any bad status."""
+    end = ""
+    for _ in range(3):
+        try:
+            status = _drive(attempt(), world)
+        except KeyboardInterrupt:
+            return "KeyboardInterrupt"
+        except _Died:  # another process goes on with the same call
+            end = "died"
+        except (PayerError, _Broken, OSError) as error:
+            end = type(error).__name__
+        else:
+            end = str(status)
+            if status < 400:
+                break
+        world.now += world.random.choice((0.5, 8.0, 60.0))
+    return end
+
+
+def _setup(clock: Callable[[], float], limits: Limits) -> Setup:
+    return Setup(
+        wallet=KeyWallet(KEY),
+        policy=Policy(limits),
+        journal=Journal(),
+        clock=clock,
+        asks=False,
+        max_validity=600,
+        max_signatures=1,
+        retries=2,
+        backoff=0.5,
+        read_timeout=35,
+    )
+
+
+def _target(name: str) -> Target:
+    digest = hashlib.sha256(name.encode()).digest()
+    origin = "https://seller.example"
+    return Target("POST", origin + "/" + name, "seller.example", 443, True, digest, origin, origin)
+
+
+def test_M13_no_call_is_ever_paid_twice_whatever_the_seller_does() -> None:
+    world = _World(0)
+    setup = _setup(lambda: world.now, Limits(per_call="$0.01"))
+    ends: Counter[str] = Counter()
+    for seed in range(RUNS):
+        world = _World(seed, now=world.now + 20_000)
+        target = _target(str(seed))
+        end = _logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+        ends[end] += 1
+        assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
+        assert world.settled.total() <= 1, f"seed {seed}: paid twice"
+        if end == "200":
+            assert world.shown, f"seed {seed}: served without a payment"
+    assert set(ends) >= {"200", "403", "404", "503", "died", "PaymentNotAccepted", "PaymentOutcomeUnknown"}
+
+
+def test_M13_the_same_request_again_never_has_two_payments_in_doubt() -> None:
+    """The caller insists: five logical calls for one request, each only after the one before has ended."""
+    for seed in range(500):
+        world = _World(seed)
+        setup = _setup(lambda: world.now, Limits(per_call="$0.01"))  # noqa: B023  # used at once
+        for _ in range(5):
+            before = set(world.shown)
+            _logical_call(lambda: Attempt(setup, _target("same")), world)  # noqa: B023
+            assert len(set(world.shown) - before) <= 1
+            live = [row for row in setup.journal.payments(only_open=True) if row.valid_before > world.now]
+            assert len(live) <= 1
+
+
+def test_M13_a_budget_holds_all_that_an_honest_seller_settled() -> None:
+    world = _World(0)
+    setup = _setup(lambda: world.now, Limits(per_call="$0.01", per_day="$0.50"))
+    settled, refused = 0, 0
+    for seed in range(300):
+        world = _World(seed, now=1_800_000_000 - 1_800_000_000 % 86400)
+        world.faults = [fault for fault in world.faults if fault not in ("402", "404", "429")] + ["ok"]
+        world.slow = 0.0
+        target = _target(str(seed))
+        refused += _logical_call(lambda: Attempt(setup, target), world) == "TooDear"  # noqa: B023
+        settled += world.settled.total()
+    _, day = setup.journal.spent(setup.wallet.address, int(world.now))
+    assert settled * 10_000 <= day <= 500_000
+    assert refused > 100
