@@ -13,7 +13,7 @@ from x402kit.asgi.facilitator import facilitator_app
 from x402kit.devnet import EvmDevnet
 from x402kit.ledger.sqlite import SQLiteStore
 from x402kit.model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
-from x402kit.networks.evm_chain import EvmOptions, EvmRail
+from x402kit.networks import EvmOptions, EvmRail
 from x402kit.networks.evm_wallet import Wallet
 from x402kit.networks.facilitator import FacilitatorRail
 

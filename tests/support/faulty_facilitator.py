@@ -74,16 +74,17 @@ class FaultyFacilitator:
             self.calls.append(Call(endpoint, headers, data))
             waiting = self.faults.get(endpoint, [])
             fault = waiting.pop(0) if waiting else Fault()
-        status, answer = await self._behind(scope, data) if fault.forward else (200, b"{}")
+        status, passed, answer = await self._behind(scope, data) if fault.forward else (200, [], b"{}")
         await asyncio.sleep(fault.delay)
         if fault.drop:
             cycle: Any = send
             cycle.__self__.transport.abort()
             return
-        await _reply(send, fault.status or status, _spoiled(fault, answer), fault.location)
+        passed += [(b"location", fault.location.encode())] if fault.location else []
+        await _reply(send, fault.status or status, passed, _spoiled(fault, answer))
 
-    async def _behind(self, scope: Scope, data: bytes) -> tuple[int, bytes]:
-        status, parts = 0, list[bytes]()
+    async def _behind(self, scope: Scope, data: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        status, headers, parts = 0, list[tuple[bytes, bytes]](), list[bytes]()
 
         async def receive() -> Message:
             return {"type": "http.request", "body": data, "more_body": False}
@@ -91,10 +92,11 @@ class FaultyFacilitator:
         async def send(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            headers.extend(pair for pair in message.get("headers", ()) if pair[0] != b"content-length")
             parts.append(message.get("body", b""))
 
         await self.behind(scope, receive, send)
-        return status, b"".join(parts)
+        return status, headers, b"".join(parts)
 
 
 def _spoiled(fault: Fault, answer: bytes) -> bytes:
@@ -116,8 +118,7 @@ async def _body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-async def _reply(send: Send, status: int, body: bytes, location: str) -> None:
-    headers = [(b"content-length", str(len(body)).encode())]
-    headers += [(b"location", location.encode())] if location else []
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+async def _reply(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})

@@ -117,18 +117,26 @@ class Facilitation:
 
     async def start(self) -> None:
         """Open the store, connect the rails, reconcile what an earlier process left. Raises ``ConfigError``."""
-        await self._store.start()
         for rail in self._rails.values():
-            await rail.start()
             if not rail.signers:
                 raise ConfigError(f"the rail on {rail.network} has no wallet to settle with")
-        for claim in await self._store.expired(int(time.time())):
-            await self._settler.finish(claim)
-        await self._settler.start()
+        try:
+            await self._store.start()
+            for rail in self._rails.values():
+                await rail.start()
+            for claim in await self._store.expired(int(time.time())):
+                await self._settler.finish(claim)
+            await self._settler.start()
+        except BaseException:  # whatever it is, what is open by now is closed
+            await self._end()
+            raise
 
     async def close(self, drain_seconds: float = 10) -> None:
         """Let settlements under way finish, then close rails and store."""
         await self._settler.close(drain_seconds)
+        await self._end()
+
+    async def _end(self) -> None:
         for rail in self._rails.values():
             await rail.close()
         await self._store.close()
@@ -178,8 +186,7 @@ class Facilitation:
             raise PaymentRefused("network_mismatch")
         base = self._rails.get((offer.scheme, offer.network, offer.asset.lower()))
         if base is None:
-            networks = {network for _, network, _ in self._rails}
-            raise PaymentRefused("invalid_payment_requirements" if offer.network in networks else "invalid_network")
+            raise PaymentRefused(self._not_ours(offer))
         if _is_contradictory(job, base):
             raise PaymentRefused("invalid_payment_requirements")
         try:
@@ -192,6 +199,12 @@ class Facilitation:
             offer.scheme, offer.network, offer.amount, asset, offer.pay_to, seconds, rail.extra()
         )
         return _Order(job, rail, ours, rail.parse(payment, ours))
+
+    def _not_ours(self, offer: PaymentRequirements) -> str:
+        if all(scheme != offer.scheme for scheme, _, _ in self._rails):
+            return "unsupported_scheme"
+        networks = {network for _, network, _ in self._rails}
+        return "invalid_payment_requirements" if offer.network in networks else "invalid_network"
 
     async def _verify(self, order: _Order) -> None:
         if self._verifying >= VERIFY_SLOTS:
