@@ -24,7 +24,8 @@ def write_json(value: Any, stream: TextIO | None = None) -> None:
 
 def error(message: str) -> None:
     """One line to stderr."""
-    print(f"{_painted('red', 'x402kit:', sys.stderr)} {plain(message)}", file=sys.stderr, flush=True)
+    text = "\n".join(plain(line) for line in message.splitlines())
+    print(f"{_painted('red', 'x402kit:', sys.stderr)} {text}", file=sys.stderr, flush=True)
 
 
 def plain(text: str) -> str:

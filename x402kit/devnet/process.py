@@ -11,7 +11,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .errors import DevnetError
 
@@ -26,7 +26,7 @@ _LOG_BYTES = 64 * 1024
 class Server:
     """One running server; ``announcement`` is the line with which it said that it listens."""
 
-    def __init__(self, command: Sequence[str], *, ready: str) -> None:
+    def __init__(self, command: Sequence[str], *, ready: str, env: Mapping[str, str] | None = None) -> None:
         """Starts it and waits for the first line that contains ``ready``. Raises DevnetError."""
         self._name = command[0]
         # To a file and not a pipe: nobody has to read on for the server not to block.
@@ -37,6 +37,7 @@ class Server:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is ours to handle first
+            env=env,
         )
         try:
             self.announcement = self._wait_for(ready)
@@ -54,8 +55,12 @@ class Server:
         """Whether the process is there."""
         return self._process.poll() is None
 
-    def stop(self) -> None:
-        """Kills it and waits for its end; may be called again."""
+    def stop(self, grace: float = 0.0) -> None:
+        """Kills it, after ``grace`` seconds in which it may end by itself, and waits; may be called again."""
+        if grace:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(grace)
         self._process.kill()
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):
@@ -67,15 +72,16 @@ class Server:
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             ended = not self.running  # asked first, so that what it said before its end is seen
-            said = self._said()
+            said = self.said()
             whole_lines = said[: said.rfind("\n") + 1].splitlines()
             if line := next((line for line in whole_lines if ready in line), None):
                 return line
             if ended:
                 raise DevnetError(f"{self._name} ended at start: {said.strip()[-2000:]}")
             time.sleep(0.002)
-        raise DevnetError(f"{self._name} was not ready in {_START_SECONDS:.0f} s: {self._said()[-2000:]}")
+        raise DevnetError(f"{self._name} was not ready in {_START_SECONDS:.0f} s: {self.said()[-2000:]}")
 
-    def _said(self) -> str:
+    def said(self) -> str:
+        """What it wrote so far, both streams, its first 64 KiB."""
         # pread: the server writes at the same open file's offset, which a seek would move under it.
         return os.pread(self._log.fileno(), _LOG_BYTES, 0).decode(errors="replace")

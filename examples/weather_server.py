@@ -1,0 +1,26 @@
+"""A priced endpoint, whole: ``uvicorn examples.weather_server:app``."""
+
+import os
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from x402kit import Paywall
+from x402kit.networks import Base
+
+base = Base(
+    pay_to=os.environ["X402KIT_EVM_PAY_TO"],  # who gets the money
+    key=os.environ["X402KIT_EVM_KEY"],  # the wallet that sends the transfers and pays their gas
+    rpc=os.environ["X402KIT_EVM_RPC_URL"],  # a node
+)
+paywall = Paywall(accepts=[base], ledger="payments.db")
+
+
+@paywall.paid("$0.01")
+async def weather(request: Request) -> JSONResponse:
+    return JSONResponse({"weather": "sunny"})
+
+
+app = paywall.protect(Starlette(routes=[Route("/weather", weather)]))

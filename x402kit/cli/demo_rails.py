@@ -1,0 +1,113 @@
+"""What the demo needs of a rail: a local chain, its two wallets, and what the chain itself says of a transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from ..client import Limits, Payer, Proposal
+from ..devnet import EvmDevnet
+from ..devnet.errors import DevnetError
+from ..money import Asset
+from ..networks.assets import DEFAULTS
+from ..networks.evm import checksum, keccak
+
+__all__ = ["RAILS", "DemoRail", "EvmDemo", "Transfer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A transfer as the chain has it; ``amount`` in atomic units of the rail's asset."""
+
+    transaction: str
+    block: int
+    payer: str
+    pay_to: str
+    amount: int
+
+
+class DemoRail(Protocol):
+    """A rail with its chain; used in a ``with`` statement, whose end stops the chain."""
+
+    @property
+    def about(self) -> str:
+        """One line about the chain."""
+        ...
+
+    @property
+    def asset(self) -> Asset: ...
+    @property
+    def payer(self) -> str: ...
+    @property
+    def seller(self) -> str: ...
+
+    def environment(self) -> dict[str, str]:
+        """The X402KIT_* variables with which the example takes payments on this rail."""
+        ...
+
+    def wallet(self, per_call: str, per_day: str, approve: Callable[[Proposal], bool]) -> Payer:
+        """A payer that pays on this rail only."""
+        ...
+
+    def balance_of(self, address: str) -> int: ...
+
+    def transfer(self, transaction: str) -> Transfer:
+        """Look a transaction up. Raises ``DevnetError`` when it is no single transfer of the asset."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class EvmDemo:
+    """USDC on a local copy of Base."""
+
+    def __init__(self) -> None:
+        self._chain = EvmDevnet()
+        self.asset = DEFAULTS[f"eip155:{self._chain.chain_id}"]
+        self.seller, self.payer = (account.address for account in self._chain.accounts[:2])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._chain.stop()
+
+    @property
+    def about(self) -> str:
+        return f"anvil at {self._chain.rpc_url}, chain {self._chain.chain_id}, with Circle's USDC contract"
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "X402KIT_EVM_RPC_URL": self._chain.rpc_url,
+            "X402KIT_EVM_NETWORK": self.asset.network,
+            "X402KIT_EVM_PAY_TO": self.seller,
+            "X402KIT_EVM_KEY": self._chain.accounts[0].private_key,
+        }
+
+    def wallet(self, per_call: str, per_day: str, approve: Callable[[Proposal], bool]) -> Payer:
+        limits = Limits(per_call=per_call, per_day=per_day, networks=[self.asset.network])
+        return Payer(self._chain.accounts[1].private_key, limits=limits, approve=approve, allow_insecure=True)
+
+    def balance_of(self, address: str) -> int:
+        return self._chain.balance_of(address)
+
+    def transfer(self, transaction: str) -> Transfer:
+        receipt: Any = self._chain.rpc("eth_getTransactionReceipt", transaction)
+        event = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
+        token = self.asset.address.lower()
+        logs = [log for log in (receipt or {}).get("logs", ()) if log["address"] == token and log["topics"][0] == event]
+        if len(logs) != 1 or receipt["status"] != "0x1":
+            raise DevnetError(f"transaction {transaction} is no transfer of {self.asset.symbol}")
+        payer, pay_to = (checksum("0x" + topic[-40:]) for topic in logs[0]["topics"][1:])
+        return Transfer(transaction, int(receipt["blockNumber"], 16), payer, pay_to, int(logs[0]["data"], 16))
+
+
+RAILS: tuple[Callable[[], DemoRail], ...] = (EvmDemo,)
+"""Each rail that exists is paid on by the demo."""
