@@ -1,0 +1,160 @@
+"""The catalogue of attacks and faults, and the tests that play them. ``python -m tests.faults`` writes docs/faults.md.
+
+A test names its case, as in ``test_C03_...``; the table is put together from those names, so it can't promise a test
+that does not exist (tests/test_faults_doc.py holds the page to it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "faults.md"
+
+BALANCES = "waits for prepaid balances"
+
+CASES: dict[str, dict[str, str]] = {
+    "A. The challenge and the route": {
+        "A01": "price lowered in the echo",
+        "A02": "recipient, asset or network swapped in the echo",
+        "A03": "a challenge of another origin",
+        "A04": "a payment for one route shown at another",
+        "A05": "access kept by what the client echoed",
+        "A06": "body swapped after the quote",
+        "A07": "query swapped after the quote",
+        "A08": "method swapped, body left out",
+        "A09": "other spellings of a path",
+        "A10": "a price on a route that does not exist",
+        "A11": "two payments in one request",
+        "A12": "ambiguous JSON and base64",
+        "A13": "things that look like numbers",
+        "A14": "header injection through descriptions",
+        "A15": "expired and skewed challenges",
+    },
+    "B. Payment on EVM": {
+        "B01": "signed under another domain",
+        "B02": "too little, too much",
+        "B03": "the edges of uint256",
+        "B04": "one signature in several spellings",
+        "B05": "nonce used on the chain before",
+        "B06": "somebody else submits the authorization",
+        "B07": "cancelled or drained between check and settlement",
+        "B08": "a contract wallet changes its mind",
+        "B09": "ERC-6492 factory calls",
+        "B10": "precompiles as signers",
+        "B11": "a token that lies",
+        "B12": "the transaction succeeds and no transfer reaches us",
+        "B13": "the same authorization on another chain",
+        "B14": "valid too briefly, valid too long",
+        "B15": "many settlements from one wallet",
+        "B16": "no gas, or gas too dear",
+        "B17": "more captured than authorised",
+    },
+    "C. Replays and races": {
+        "C01": "twenty identical requests at once",
+        "C02": "the same over several processes",
+        "C03": "shown again after a lost answer",
+        "C04": "shown again after a crash between settling and serving",
+        "C05": "shown again with another body",
+        "C06": "idempotency keys",
+        "C07": "shown again after everything was forgotten",
+        "C08": "shown again after a restart",
+        "C09": "through the doors of v1 and v2",
+        "C10": "two calls on one balance",
+        "C11": "a flood of unpaid challenges",
+    },
+    "I. Settlement": {
+        "I01": "chain or facilitator down at the check",
+        "I02": "time-out after the broadcast",
+        "I03": "garbage after the facilitator settled",
+        "I04": "a facilitator says success, and the chain does not",
+        "I05": "success false, success missing",
+        "I06": "nonce used after our own lost answer",
+        "I07": "dropped from the mempool",
+        "I08": "a reorganisation after serving",
+        "I09": "a replica that lags",
+        "I10": "two nodes that disagree",
+        "I11": "a hook or the log fails after settling",
+        "I12": "settling takes longer than the client waits",
+        "I13": "junk to deny settlement",
+    },
+    "J. Process and database": {
+        "J01": "killed at every step",
+        "J02": "power cut after the commit",
+        "J03": "disk full or read-only",
+        "J04": "database locked",
+        "J05": "a failover loses commits",
+        "J06": "network file systems, fork after open",
+        "J07": "the clock jumps",
+        "J08": "a migration interrupted",
+        "J09": "SIGTERM with streams open",
+    },
+    "K. Exhaustion and the network's edge": {
+        "K01": "large headers, many offers, large bodies",
+        "K02": "a body that comes byte by byte",
+        "K03": "a flood of signatures",
+        "K04": "growth of the claims",
+        "K05": "requests to where the operator did not say",
+        "K06": "shared caches",
+        "K07": "forged Host and X-Forwarded headers",
+        "K08": "CORS",
+    },
+    "M. The paying client": {
+        "M01": "the price jumps, or a second 402",
+        "M02": "an SDK's own retries",
+        "M03": "the process dies after signing",
+        "M04": "threads and processes race for the budget",
+        "M05": "an unknown asset that looks like a known one",
+        "M06": "redirects to a 402 elsewhere",
+        "M07": "402 without end",
+        "M08": "text that gives orders",
+        "M09": "plain http and private addresses",
+        "M10": "a receipt forged, missing, or another's",
+        "M11": "streaming request bodies",
+        "M12": "cancelled during the paid leg",
+        "M13": "a hostile server, ten thousand times",
+    },
+}
+
+WAITS = {
+    "A05": "waits for wallet proofs; nothing is keyed by what a client echoes",
+    "B17": "waits for metered prices: an exact payment is captured as it is",
+    "C06": "waits for balances: no client-chosen key gives access to anything",
+    "C10": BALANCES,
+    "J05": "waits for PostgreSQL",
+}
+
+HEAD = """# Attacks and faults
+
+What must never happen, and the tests that try to make it happen. A test's name holds the case, so `pytest -k C03` runs
+it. This page is written by `python -m tests.faults` from the tests that exist; a test holds it to them.
+
+Cases about Solana, the ledger of balances, wallet proofs, L402, metered streams and API keys come with those parts.
+"""
+
+
+def played_by_case() -> dict[str, list[str]]:
+    """Case → the tests that name it, as ``file::test``."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        for name in re.findall(r"def (test_\w+)", path.read_text()):
+            for case in re.findall(r"_([A-M][0-9]{2})(?=_)", name):
+                found[case].append(f"{path.name}::{name}")
+    return found
+
+
+def page() -> str:
+    found = played_by_case()
+    parts = [HEAD]
+    for group, cases in CASES.items():
+        parts.append(f"\n## {group}\n\n| case | what | played by |\n| --- | --- | --- |\n")
+        for case, title in cases.items():
+            played = "<br>".join(f"`{name}`" for name in found.get(case, ())) or WAITS.get(case, "**not played**")
+            parts.append(f"| {case} | {title} | {played} |\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,76 @@
+"""README's server and client run as printed, against a real chain; and its words are true."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support.serving import free_port
+from x402kit.devnet import EvmDevnet
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    while server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError("the server did not start")
+
+
+def test_the_server_and_the_client_run_as_printed(chain: EvmDevnet, tmp_path: Path) -> None:
+    for name, text in zip(("server.py", "client.py"), blocks(), strict=True):
+        (tmp_path / name).write_text(text)
+    seller, payer = chain.accounts[:2]
+    port = free_port()
+    env = dict(os.environ, X402KIT_EVM_RPC_URL=chain.rpc_url, X402KIT_EVM_PAY_TO=seller.address)
+    before = chain.balance_of(seller.address)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "server:app", "--port", str(port), "--log-level", "warning"],
+        cwd=tmp_path,
+        env=env | {"X402KIT_EVM_KEY": seller.private_key},
+    )
+    try:
+        wait_for(port, server)
+        client = subprocess.run(
+            [sys.executable, "client.py", f"http://127.0.0.1:{port}/weather"],
+            cwd=tmp_path,
+            env=env | {"X402KIT_EVM_KEY": payer.private_key},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert "{'weather': 'sunny'}" in client.stdout
+    assert "0x" in client.stdout
+    assert chain.balance_of(seller.address) - before == 10_000
+
+
+def test_the_examples_are_the_readmes() -> None:
+    server, client = blocks()
+    assert server.strip() in (ROOT / "examples" / "weather_server.py").read_text()
+    assert client.strip() in (ROOT / "examples" / "weather_client.py").read_text()
+
+
+def test_no_text_of_ours_installs_somebody_elses_package() -> None:
+    texts = [path for pattern in ("*.md", "docs/*.md", "x402kit/**/*.py") for path in ROOT.glob(pattern)]
+    wrong = re.compile(r"pip install ['\"]?x402kit(?!-asgi)")
+    assert [path.name for path in texts if wrong.search(path.read_text())] == []
+
+
+def test_every_page_that_the_readme_names_exists() -> None:
+    assert [name for name in re.findall(r"\]\(([^)#]+)\)", README) if not (ROOT / name).exists()] == []
