@@ -36,7 +36,11 @@ class ClaimStore(Protocol):
         ...
 
     async def take(self, payment_id: str, state: str, owner: str) -> Claim | None:
-        """Become the owner of a claim in ``state`` whose lease is over; None when someone else has it."""
+        """Become the owner of a claim in ``state`` whose lease is over; None when someone else has it.
+
+        In the same transaction: in ``claimed`` nothing was broadcast, so the nonces of its former owner are given back;
+        in ``settled`` it counts as one more attempt to serve.
+        """
         ...
 
     async def move(self, payment_id: str, move: str, owner: str | None = None, **columns: Any) -> bool:

@@ -5,7 +5,8 @@
     sent      the transaction's hash, before it is  the chain   settled, failed (certain), unknown
               broadcast
     unknown   as sent                               the chain   settled, failed
-    settled   amount, payer, transaction, log       the chain   served; credited at its deadline
+    settled   amount, payer, transaction, log       the chain   served; credited at its deadline; failed, when a
+                                                                reorganisation took it back for good (I-08)
     served    status, receipt, kept body            the store   end
     credited  the ledger's entry, same transaction  the store   end
     failed    why; certain that no money moved      the chain   end: the payer may sign again, or show it again
@@ -33,6 +34,7 @@ MOVES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "fail": (("claimed", "sent", "unknown"), "failed"),
     "serve": (("settled",), "served"),
     "credit": (("settled",), "credited"),
+    "reverse": (("settled",), "failed"),
 }
 """Move → the states that it starts from, and the one that it ends in. ``claim`` itself starts from nothing or
 failed.

@@ -52,6 +52,7 @@ class Worker:
         self._waiting: dict[asyncio.AbstractEventLoop, list[_Item]] = {}
         self._thread = threading.Thread(target=self._run, name="x402kit-store", daemon=True)
         self._started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._stopped = False
 
     def start(self) -> None:
         """Open the connection in the thread; raises what opening raised."""
@@ -61,7 +62,8 @@ class Worker:
             raise error
 
     def stop(self) -> None:
-        """Finish what is queued and close."""
+        """Finish what is queued and close. What comes later is told that the store is gone."""
+        self._stopped = True
         self._queue.put(None)
         self._thread.join()
 
@@ -79,7 +81,11 @@ class Worker:
         return future
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._queue.put(self._waiting.pop(loop))
+        items = self._waiting.pop(loop)
+        if self._stopped:
+            _resolve([(item[1], None, RailUnavailable("store_unavailable")) for item in items])
+        else:
+            self._queue.put(items)
 
     def _run(self) -> None:
         try:
@@ -133,10 +139,12 @@ def _one(connection: sqlite3.Connection, item: _Item) -> _Answer:
     operation, future, _ = item
     try:
         return future, operation(connection), None
-    except ServerError as e:
-        return future, None, e
     except sqlite3.IntegrityError as e:
         return future, None, unavailable(e)
+    except sqlite3.Error:
+        raise  # the whole transaction
+    except Exception as e:  # noqa: BLE001  # the background border: a value that can't be stored must not end the thread
+        return future, None, e
 
 
 def _deliver(answers: list[tuple[_Item, _Answer]]) -> None:

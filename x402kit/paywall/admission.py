@@ -7,6 +7,7 @@ checks before anything is asked of a chain, and the chain's before a row is writ
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -104,40 +105,54 @@ class Admissions:
         payment = _read(raw)
         shown = Shown(resource, binding, raw, payment, ceiling)
         candidates = self._challenges.candidates(payment)
-        if not candidates:
-            raise PaymentRefused("invalid_payment_requirements", detail="the payment is for none of the offers")
-        rail, offer = candidates[0]
-        authorization = rail.parse(payment, offer)
-        found = await self._store.get(authorization.payment_id)
-        if found is not None and found.state != "failed":
-            return await self._resume(shown, found, rail)
-        return await self._admit(shown, rail, offer, authorization)
+        # A payment that was made before the set-up changed is for none of today's offers, and keeps its claim (I7).
+        readers = candidates or self._challenges.readers(payment)
+        if readers:
+            rail, offer = readers[0]
+            authorization = rail.parse(payment, offer)
+            try:
+                found = await self._store.get(authorization.payment_id)
+                if found is not None and found.state != "failed":
+                    return await self._resume(shown, found)
+                if candidates:
+                    return await self._admit(shown, rail, offer, authorization)
+            except PaymentRefused as e:
+                e.network = rail.network
+                raise
+        raise PaymentRefused("invalid_payment_requirements", detail="the payment is for none of the offers")
 
     async def _admit(
         self, shown: Shown, rail: Rail, offer: PaymentRequirements, authorization: Authorization
     ) -> Admission:
         now = int(time.time())
+        try:
+            offer = await self._checked(shown, rail, offer, authorization, now)
+        except (PaymentRefused, PaymentUsed):
+            # The same payment may have been settled meanwhile by another request: then its claim is the answer (I7).
+            found = await self._store.get(authorization.payment_id)
+            if found is None or found.state == "failed":
+                raise
+            return await self._resume(shown, found)
+        claim = self._new_claim(shown, rail, offer, authorization, now)
+        row = await self._store.claim(claim)
+        if row.owner != claim.owner:
+            return await self._resume(shown, row)
+        if shown.resource.settle == "after":
+            return Admission(row, shown.payment.x402_version, False, rail, authorization, offer)
+        return await self._settle(shown, row, rail, authorization, offer)
+
+    async def _checked(
+        self, shown: Shown, rail: Rail, offer: PaymentRequirements, authorization: Authorization, now: int
+    ) -> PaymentRequirements:
+        """The offer that the payment meets, after every check."""
         self._challenges.check_echo(rail, shown.payment, shown.resource)
         if not self._challenges.is_quoted(shown.payment, shown.resource, shown.binding, offer, now):
             value = offer.amount if shown.payment.accepted is not None else authorization.amount
             offer = self._challenges.afresh(rail, shown.resource, await shown.ceiling(), value)
         rail.check(authorization, offer, now)
         await rail.ready()
-        try:
-            await self._verify(rail, authorization, offer)
-        except (PaymentRefused, PaymentUsed):
-            # The same payment may have been settled meanwhile by another request: then its claim is the answer (I7).
-            found = await self._store.get(authorization.payment_id)
-            if found is None or found.state == "failed":
-                raise
-            return await self._resume(shown, found, rail)
-        claim = self._new_claim(shown, rail, offer, authorization, now)
-        row = await self._store.claim(claim)
-        if row.owner != claim.owner:
-            return await self._resume(shown, row, rail)
-        if shown.resource.settle == "after":
-            return Admission(row, shown.payment.x402_version, False, rail, authorization, offer)
-        return await self._settle(shown, row, rail, authorization, offer)
+        await self._verify(rail, authorization, offer)
+        return offer
 
     async def _verify(self, rail: Rail, authorization: Authorization, offer: PaymentRequirements) -> None:
         if self._verifying >= VERIFY_SLOTS:
@@ -181,7 +196,7 @@ class Admissions:
         settled = await self._settler.settle(rail, authorization, offer, claim)
         if settled.owner != claim.owner and settled.state == "settled":
             # Our lease ran out and another took the claim over: who serves it is decided anew.
-            return await self._resume(shown, settled, rail)
+            return await self._resume(shown, settled)
         return Admission(self._settled(settled), shown.payment.x402_version)
 
     @staticmethod
@@ -207,7 +222,7 @@ class Admissions:
             raise PaymentInProgress(reference=settled.reference)
         admission.claim = settled
 
-    async def _resume(self, shown: Shown, claim: Claim, rail: Rail) -> Admission:
+    async def _resume(self, shown: Shown, claim: Claim) -> Admission:
         """Go on with a payment that has a claim already."""
         step = next_step(
             claim.state,
@@ -223,16 +238,25 @@ class Admissions:
         taken = await self._store.take(claim.payment_id, claim.state, self._owner())
         if taken is None:
             return await self._lost(shown, claim)
-        if taken.attempts > MAX_ATTEMPTS and step is Step.SERVE:
-            await self._store.release(taken.payment_id, taken.owner)
-            raise PaymentUsed("too_many_attempts", reference=taken.reference)
-        if step is Step.LOOK:
-            taken = await self._look(taken)
-        elif step is Step.RESTART:
-            await self._store.free_nonces(claim.owner)
-            await self._store.move(taken.payment_id, "drop", taken.owner, reason="not_sent")
+        try:
+            return Admission(await self._go_on(taken, step), shown.payment.x402_version)
+        except BaseException:
+            # Whoever comes next must find it free, whatever stopped us here.
+            with contextlib.suppress(ServerError):
+                await self._store.release(taken.payment_id, taken.owner)
+            raise
+
+    async def _go_on(self, claim: Claim, step: Step) -> Claim:
+        """A claim that we have taken, once it is settled."""
+        if step is Step.RESTART:
+            await self._store.move(claim.payment_id, "drop", claim.owner, reason="not_sent")
             raise PaymentInProgress("payment_restarted")
-        return Admission(self._settled(taken), shown.payment.x402_version)
+        if step is Step.SERVE and claim.attempts > MAX_ATTEMPTS:
+            raise PaymentUsed("too_many_attempts", reference=claim.reference)
+        after = await self._settler.look(claim) if step is Step.LOOK else claim
+        if after.owner != claim.owner:  # it took longer than our lease, and another goes on with it
+            raise PaymentInProgress(reference=after.reference)
+        return self._settled(after)
 
     async def _lost(self, shown: Shown, claim: Claim) -> Admission:
         """Someone else works on it, or has just finished."""
@@ -240,16 +264,6 @@ class Admissions:
         if now is not None and now.state in ("served", "credited"):
             return Admission(now, shown.payment.x402_version, replay=True)
         raise PaymentInProgress(reference=claim.reference)
-
-    async def _look(self, claim: Claim) -> Claim:
-        try:
-            after = await self._settler.look(claim)
-        except ServerError:
-            await self._store.release(claim.payment_id, claim.owner)
-            raise
-        if after.state != "settled":
-            await self._store.release(claim.payment_id, claim.owner)
-        return after
 
 
 def _read(raw: bytes) -> PaymentPayload:

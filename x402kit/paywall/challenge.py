@@ -139,6 +139,15 @@ class Challenges:
             found.append((rail, offer))
         return found
 
+    def readers(self, payment: PaymentPayload) -> list[tuple[Rail, PaymentRequirements]]:
+        """Rails that can read a payment which is for none of our offers, to find the claim that it may have."""
+        echo = payment.accepted
+        if echo is None:
+            return []
+        family = payment.network.partition(":")[0] + ":"
+        rails = [terms.rail for terms in self._terms]
+        return [(r, echo) for r in rails if r.scheme == payment.scheme and r.network.startswith(family)]
+
     def is_quoted(
         self, payment: PaymentPayload, resource: Resource, binding: Binding, offer: PaymentRequirements, now: int
     ) -> bool:

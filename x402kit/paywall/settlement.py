@@ -75,6 +75,10 @@ class Settler:
             self._timer = None
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=drain_seconds)
+        while self._tasks:  # each gives its claim back
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def settle(self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim) -> Claim:
         """Settle a claim that we own, in a task that outlives its caller; the claim as it stands then.
@@ -188,10 +192,11 @@ class Settler:
             if await self._store.move(claim.payment_id, "confirm", owner, **columns):
                 return claim._replace(state="settled", **columns)
         elif outcome.state == "failed":
+            if outcome.never_sent:
+                # Before the claim ends: who dies in between leaves a claim to be sent again, not a nonce held for ever.
+                blob = Intent(claim.reference, claim.intent, claim.wallet, claim.nonce)
+                await rail.discard(blob, _Held(self._store, claim.owner))
             if await self._store.move(claim.payment_id, "fail", owner, reason=outcome.reason):
-                if outcome.never_sent:
-                    blob = Intent(claim.reference, claim.intent, claim.wallet, claim.nonce)
-                    await rail.discard(blob, _Held(self._store, claim.owner))
                 return claim._replace(state="failed", reason=outcome.reason)
         else:
             if outcome.resend:
@@ -233,13 +238,14 @@ class Settler:
         taken = await self._store.take(claim.payment_id, claim.state, owner)
         if taken is None:
             return
-        if taken.state == "claimed":
-            # Its worker died before the intent was stored, so nothing was sent (I9).
-            await self._store.free_nonces(claim.owner)
-            await self._store.move(taken.payment_id, "drop", owner, reason="not_sent")
-            return
-        after = await self.look(taken)
-        await self._store.release(taken.payment_id, owner)
+        try:
+            if taken.state == "claimed":
+                # Its worker died before the intent was stored, so nothing was sent (I9).
+                await self._store.move(taken.payment_id, "drop", owner, reason="not_sent")
+                return
+            after = await self.look(taken)
+        finally:
+            await self._store.release(taken.payment_id, owner)
         log.info("claim %s: %s, now %s", claim.payment_id, claim.state, after.state)
 
     async def _watch(self, claim: Claim) -> None:
@@ -254,10 +260,15 @@ class Settler:
             block = {"block": outcome.block, "block_hash": outcome.block_hash, "reference": outcome.reference}
             await self._store.note(claim.payment_id, final=int(outcome.final), next_check=now + 60, **block)
             return
+        if outcome.state == "pending" and (outcome.reason or outcome.block):
+            # It can't be seen now, or stands in another block that is still shallow.
+            await self._store.note(claim.payment_id, next_check=now + 5)
+            return
         log.error("ALERT: the settlement of %s (%s) left the chain", claim.payment_id, claim.reference)
         if outcome.state == "failed":
-            # The goods are out and the money did not come: the payer's debt, for the operator to see.
-            await self._store.note(claim.payment_id, final=1, reason="reversed")
+            # If the goods are out, it is the payer's debt, for the operator to see; if not, they stay here.
+            if not await self._store.move(claim.payment_id, "reverse", reason="reversed"):
+                await self._store.note(claim.payment_id, final=1, reason="reversed")
             return
         if outcome.resend:
             await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
