@@ -18,6 +18,7 @@ from tests.support.clients import ADDRESS, KINDS, call, client_of, payer
 from tests.support.paid_server import NETWORK, PAY_TO, USDC, PaidServer, entry, serving, v1_entry
 from x402kit.client import (
     Limits,
+    Payer,
     PaymentNotAccepted,
     PaymentOutcomeUnknown,
     PolicyRefused,
@@ -595,6 +596,24 @@ def test_M12_ctrl_c_propagates_with_the_reference() -> None:
         paying.transport(httpx.MockTransport(answer)).handle_request(httpx.Request("GET", "http://127.0.0.1/"))
     assert isinstance(caught.value.__cause__, PaymentOutcomeUnknown)
     assert [row.state for row in paying.payments()] == ["unknown"]
+
+
+def test_M12_ctrl_c_while_signing_leaves_nothing_in_use() -> None:
+    class Slow:
+        address = ADDRESS
+
+        def sign_typed_data(self, domain_data: Any, message_types: Any, message_data: Any) -> Any:
+            raise KeyboardInterrupt
+
+    challenge = x402.encode_header({"x402Version": 2, "accepts": [entry()]})
+    paying = Payer(evm_account=Slow(), allow_insecure=True)
+    transport = paying.transport(
+        httpx.MockTransport(lambda _: httpx.Response(402, headers={"payment-required": challenge}))
+    )
+    with pytest.raises(KeyboardInterrupt) as caught:
+        transport.handle_request(httpx.Request("GET", "http://127.0.0.1/"))
+    assert caught.value.__cause__ is None
+    assert paying.payments() == []
 
 
 def test_M12_an_answer_that_nobody_wants_to_read_is_an_accepted_one(seller: PaidServer) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.support.clients import ADDRESS, KEY, KINDS, call, payer
 from tests.support.paid_server import NETWORK, PAY_TO, USDC, PaidServer, entry, serving
 from x402kit.client import (
+    AccountWallet,
     KeyWallet,
     Limits,
     NothingPayable,
@@ -24,7 +25,7 @@ from x402kit.client import (
     TooDear,
     payment_of,
 )
-from x402kit.errors import ConfigError
+from x402kit.errors import ConfigError, MissingExtra
 from x402kit.money import Asset
 from x402kit.networks import evm
 from x402kit.protocols import x402
@@ -319,7 +320,8 @@ def test_I11_no_object_shows_the_key() -> None:
     paying = Payer(KEY)
     wallet = KeyWallet(bytes.fromhex(KEY[2:]))
     assert wallet.address == paying.address == ADDRESS
-    for shown in (repr(wallet), repr(paying), repr(vars(paying)), repr(KeyWallet(KEY[2:]))):
+    account = AccountWallet(eth_account.Account.from_key(KEY))
+    for shown in (repr(wallet), repr(account), repr(paying), repr(vars(paying)), repr(KeyWallet(KEY[2:]))):
         assert KEY[2:] not in shown
 
 
@@ -347,6 +349,17 @@ def test_settings_that_can_not_be_are_refused_at_once(settings: dict[str, Any]) 
 def test_limits_that_can_not_be_are_refused_at_once(limit: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         Limits(**limit)
+
+
+def test_without_httpx2_its_transports_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        assert name == "httpx2"
+
+    monkeypatch.setattr("importlib.util.find_spec", missing)
+    with pytest.raises(MissingExtra, match=r"x402kit-asgi\[httpx2\]"):
+        Payer(KEY).httpx2_transport()
+    with pytest.raises(MissingExtra, match=r"x402kit-asgi\[httpx2\]"):
+        Payer(KEY).async_httpx2_transport()
 
 
 def test_the_client_loads_neither_chain_packages_nor_httpx2() -> None:

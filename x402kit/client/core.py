@@ -240,7 +240,7 @@ class Attempt:
         """The call ends before its answer did (M12): a payment that was shown stays open. Blocks."""
         payment, self._in_use = self._in_use, None
         if payment is None:
-            if self._signing:
+            if self._signing and not isinstance(error, Exception):  # else the transaction was rolled back
                 self._write(self._signing, "refused", "", "never sent")
             return
         unknown = _unknown(payment.reference)

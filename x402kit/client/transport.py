@@ -108,8 +108,7 @@ class Driver:
 
     def _drop(self, exchange: Exchange) -> None:
         response, exchange.response = exchange.response, None
-        if response is None:
-            return
+        assert response is not None
         try:
             self._read(response.stream)  # a short rest, so that the connection can be used again
         except self._family.transport_error:
@@ -194,8 +193,7 @@ class AsyncDriver:
 
     async def _drop(self, exchange: Exchange) -> None:
         response, exchange.response = exchange.response, None
-        if response is None:
-            return
+        assert response is not None
         try:
             await self._read(response.stream)
         except self._family.transport_error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from typing import Any, Final, Protocol
 
 from ..errors import ConfigError
@@ -96,11 +95,6 @@ class AccountWallet:
 
     def __repr__(self) -> str:
         return f"AccountWallet({self.address})"
-
-
-def new_nonce() -> bytes:
-    """32 random bytes: EIP-3009's nonces have no order."""
-    return secrets.token_bytes(32)
 
 
 def authorize(wallet: Wallet, asset: Asset, pay_to: str, amount: int, valid_before: int, nonce: bytes) -> Json:
