@@ -25,3 +25,10 @@ def chain(devnet: EvmDevnet) -> Iterator[EvmDevnet]:
     devnet.set_automine(True)
     devnet.rpc("anvil_dropAllTransactions")
     devnet.revert(before)
+
+
+@pytest.fixture
+def own_chain() -> Iterator[EvmDevnet]:
+    """A chain for one test alone: for reorganisations and fee spikes, which no snapshot takes back."""
+    with EvmDevnet() as chain:
+        yield chain

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -89,16 +88,9 @@ async def test_I08_a_settlement_is_watched_until_it_is_final(chain: EvmDevnet, s
         assert (await shop.rail.outcome(claim)).final
 
 
-@pytest.fixture
-def unstable() -> Iterator[EvmDevnet]:
-    """A chain to reorganise: no snapshot survives that."""
-    with EvmDevnet() as chain:
-        chain.mine(5)
-        yield chain
-
-
-async def test_I08_a_reorganisation_takes_it_back_and_it_is_sent_again(unstable: EvmDevnet) -> None:
-    chain = unstable
+async def test_I08_a_reorganisation_takes_it_back_and_it_is_sent_again(own_chain: EvmDevnet) -> None:
+    chain = own_chain
+    chain.mine(5)
     async with seller(chain) as shop:
         claim = (await sent(shop))._replace(state="served")
         assert (await shop.rail.outcome(claim)).state == "settled"
@@ -114,8 +106,9 @@ async def test_I08_a_reorganisation_takes_it_back_and_it_is_sent_again(unstable:
         assert (again.state, shop.received()) == ("settled", PRICE)
 
 
-async def test_I08_a_reorganisation_that_keeps_it_in_another_block(unstable: EvmDevnet) -> None:
-    chain = unstable
+async def test_I08_a_reorganisation_that_keeps_it_in_another_block(own_chain: EvmDevnet) -> None:
+    chain = own_chain
+    chain.mine(5)
     async with seller(chain) as shop:
         claim = await sent(shop)
         before = await shop.rail.outcome(claim)
@@ -125,8 +118,9 @@ async def test_I08_a_reorganisation_that_keeps_it_in_another_block(unstable: Evm
         assert after.block_hash != before.block_hash
 
 
-async def test_I08_a_reorganisation_in_which_it_fails(unstable: EvmDevnet) -> None:
-    chain = unstable
+async def test_I08_a_reorganisation_in_which_it_fails(own_chain: EvmDevnet) -> None:
+    chain = own_chain
+    chain.mine(5)
     async with seller(chain) as shop:
         claim = await sent(shop)
         assert (await shop.rail.outcome(claim)).state == "settled"

@@ -208,17 +208,31 @@ async def test_I07_expired_but_the_gap_is_still_open_is_pending(chain: EvmDevnet
         assert (await shop.rail.outcome(claim)).state == "failed"
 
 
-async def test_I07_stuck_in_the_pool_until_it_expired_is_replaced(chain: EvmDevnet) -> None:
+async def test_I07_stuck_in_the_pool_until_it_expired_is_replaced(own_chain: EvmDevnet) -> None:
+    chain = own_chain
     chain.set_automine(False)
     async with seller(chain) as shop:
         claim, _ = await shop.settle(shop.authorize(), seconds=0.1)
-        chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(10**12))  # too dear for anything of ours to be mined
-        chain.rpc("evm_increaseTime", 7300)
+    chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(3 * 10**9))  # above what it offered, below the cap
+    chain.rpc("evm_increaseTime", 7300)
+    chain.mine()
+    async with seller(chain) as later:
+        assert (await later.rail.outcome(claim)).state == "failed"
         chain.mine()
-        assert (await shop.rail.outcome(claim)).state == "pending"  # above the cap we send nothing
-        chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(10**9))
-        head = chain.rpc("eth_getBlockByNumber", "latest", False)
-        assert int(head["timestamp"], 16) > claim.valid_until
+    assert counts(chain) == (claim.nonce + 1, claim.nonce + 1)
+    assert chain.rpc("eth_getTransactionReceipt", claim.reference) is None
+
+
+async def test_I07_above_the_fee_cap_the_gap_stays_open_and_the_claim_with_it(own_chain: EvmDevnet) -> None:
+    chain = own_chain
+    chain.set_automine(False)
+    async with seller(chain) as shop:
+        claim, _ = await shop.settle(shop.authorize(), seconds=0.1)
+    chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(10**12))
+    chain.rpc("evm_increaseTime", 7300)
+    chain.mine()
+    async with seller(chain) as later:
+        assert (await later.rail.outcome(claim)).state == "pending"
 
 
 async def test_I07_replaced_by_another_transaction_of_the_wallet(chain: EvmDevnet) -> None:

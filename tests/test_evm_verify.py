@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -74,6 +75,39 @@ async def test_B05_used_and_its_event_out_of_sight_is_used(chain: EvmDevnet) -> 
         node.faults["eth_getLogs"] = Fault(html=502)
         with pytest.raises(RailUnavailable):
             await shop.rail.verify(authorization, shop.offer)
+
+
+async def test_B05_its_event_is_found_thousands_of_blocks_back_in_small_steps(chain: EvmDevnet) -> None:
+    def too_wide(params: list[Any]) -> bool:
+        return int(params[0]["toBlock"], 16) - int(params[0]["fromBlock"], 16) >= 500
+
+    async with faulty_rpc(chain.rpc_url) as node, seller(chain, rpc=node.url) as shop:
+        authorization = shop.authorize()
+        claim, _ = await shop.settle(authorization)
+        chain.rpc("anvil_mine", hex(1300), "0x0")
+        node.faults["eth_getLogs"] = Fault(error={"code": -32602, "message": "block range is too wide"}, when=too_wide)
+        with pytest.raises(PaymentUsed) as used:
+            await shop.rail.verify(authorization, shop.offer)
+        assert used.value.reference == claim.reference
+        assert node.seen["eth_getLogs"] == 4
+        node.faults["eth_getLogs"] = Fault(error={"code": -32602, "message": "no logs here"})
+        with pytest.raises(RailUnavailable):
+            await shop.rail.verify(authorization, shop.offer)
+
+
+async def test_B05_the_search_ends_where_no_authorization_of_now_can_reach(own_chain: EvmDevnet) -> None:
+    chain = own_chain
+    chain.rpc("anvil_setBlockTimestampInterval", 60)
+    chain.rpc("anvil_mine", hex(2500))
+    chain.rpc("anvil_removeBlockTimestampInterval")
+    async with faulty_rpc(chain.rpc_url) as node, seller(chain, rpc=node.url) as shop:
+        authorization = shop.authorize(valid_before=int(time.time()) + 7000)
+        # The token says that it is used, and no event says where.
+        node.faults["eth_call"] = Fault(error={"code": 3, "message": "execution reverted: authorization is used"})
+        with pytest.raises(PaymentUsed) as used:
+            await shop.rail.verify(authorization, shop.offer)
+        assert used.value.reference == ""
+        assert node.seen["eth_getLogs"] <= 2
 
 
 async def test_B05_cancelled_is_refused(chain: EvmDevnet) -> None:

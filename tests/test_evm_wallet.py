@@ -80,12 +80,17 @@ def test_a_wallet_does_not_show_its_key() -> None:
     assert key[2:] not in repr(Wallet(key))
 
 
-async def test_B16_an_empty_wallet_is_503_before_anything(chain: EvmDevnet) -> None:
+async def test_B16_an_empty_wallet_is_503_before_anything(chain: EvmDevnet, caplog: pytest.LogCaptureFixture) -> None:
     chain.rpc("anvil_setBalance", chain.accounts[0].address, hex(10**13))
     async with seller(chain) as shop:
         with pytest.raises(RailUnavailable, match="payment-unavailable") as refused:
             await shop.rail.ready()
         assert refused.value.detail == f"the settlement wallet {chain.accounts[0].address} is short of gas money"
+        with pytest.raises(RailUnavailable):
+            await shop.rail.ready()
+        assert [record.getMessage() for record in caplog.records if "ALERT" in record.getMessage()] == [
+            f"ALERT: no settlement on eip155:8453: {refused.value.detail}"
+        ]
         chain.rpc("anvil_setBalance", chain.accounts[0].address, hex(10**18))
         await asyncio.sleep(1.1)
         await shop.rail.ready()

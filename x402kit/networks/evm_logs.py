@@ -13,6 +13,7 @@ from typing import Final
 from ..model import VALID_FOR_MAX
 from .evm_abi import address_word, topic, word
 from .evm_reads import Chain, Log, Receipt, hex_data
+from .rpc import RpcRefused
 
 __all__ = ["Transferred", "Use", "find_transfer", "find_use"]
 
@@ -20,7 +21,9 @@ _TRANSFER: Final = "Transfer(address,address,uint256)"
 _USED: Final = "AuthorizationUsed(address,bytes32)"
 _CANCELLED: Final = "AuthorizationCanceled(address,bytes32)"
 _SPAN: Final = 2000
-"""Blocks asked for at once: what most nodes allow."""
+"""Blocks asked for at once: what most nodes allow…"""
+_SPAN_MIN: Final = 8
+"""…and what the stingiest do."""
 _SPANS_MAX: Final = 64
 
 
@@ -76,10 +79,17 @@ async def find_use(chain: Chain, wanted: Transferred, head: int, since: int) -> 
         hex_data(address_word(wanted.payer)),
         hex_data(wanted.nonce),
     ]
-    last = head
+    last, span = head, _SPAN
     for _ in range(_SPANS_MAX):
-        first = max(0, last - _SPAN + 1)
-        for log in await chain.logs(wanted.asset, events, first, last):
+        first = max(0, last - span + 1)
+        try:
+            found = await chain.logs(wanted.asset, events, first, last)
+        except RpcRefused:
+            if span < _SPAN_MIN * 4:
+                raise
+            span //= 4
+            continue
+        for log in found:
             receipt = await chain.receipt(log.transaction)
             if log.address == wanted.asset and receipt is not None and receipt.succeeded:
                 return Use(receipt, find_transfer(receipt, wanted))

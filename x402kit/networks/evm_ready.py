@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -15,6 +16,8 @@ from .evm_fees import Fees
 from .evm_reads import Chain
 from .evm_wallet import Wallet
 from .rpc import RpcRefused, RpcTrouble
+
+log = logging.getLogger("x402kit.evm")
 
 __all__ = ["Readiness", "check_addresses", "check_chain"]
 
@@ -94,7 +97,9 @@ class Readiness:
         if self._monotonic() >= self._until:
             async with self._lock:
                 if self._monotonic() >= self._until:
-                    self._fault = await self._look()
+                    before, self._fault = self._fault, await self._look()
+                    if self._fault and self._fault != before:
+                        log.error("ALERT: no settlement on %s: %s", self._asset.network, self._fault)
                     self._until = self._monotonic() + (_BAD_SECONDS if self._fault else _OK_SECONDS)
         if self._fault:
             raise RailUnavailable(detail=self._fault)
