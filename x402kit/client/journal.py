@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError, PayerError, TooDear
+from .journal_file import connect
 
 __all__ = ["Journal", "Payment"]
 
@@ -48,24 +49,7 @@ KEEP: Final = 31 * 86400
 """Seconds for which closed rows are kept on disk."""
 KEEP_IN_MEMORY: Final = 3600
 PURGE_EVERY: Final = 256
-_VERSION: Final = 1
 
-_SCHEMA: Final = f"""
-CREATE TABLE payments (
-    reference TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, method TEXT NOT NULL, url TEXT NOT NULL,
-    network TEXT NOT NULL, asset TEXT NOT NULL, pay_to TEXT NOT NULL, payer TEXT NOT NULL,
-    amount INTEGER NOT NULL CHECK (amount >= 0), micros INTEGER NOT NULL CHECK (micros >= 0),
-    created_at INTEGER NOT NULL, valid_before INTEGER NOT NULL,
-    header TEXT NOT NULL, value TEXT NOT NULL, state TEXT NOT NULL, transaction_hash TEXT NOT NULL,
-    reason TEXT NOT NULL, refusals INTEGER NOT NULL DEFAULT 0, ended_at INTEGER NOT NULL DEFAULT 0,
-    owner TEXT NOT NULL DEFAULT '', lease_until INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX open_payments ON payments (fingerprint, payer) WHERE state IN ('signed', 'unknown', 'refused', 'used');
-CREATE INDEX refused_payments ON payments (valid_before) WHERE state = 'refused';
-CREATE INDEX old_payments ON payments (created_at);
-CREATE TABLE spent (payer TEXT, period TEXT, micros INTEGER NOT NULL, PRIMARY KEY (payer, period)) WITHOUT ROWID;
-PRAGMA user_version = {_VERSION};
-"""
 _COOLING: Final = f"refusals BETWEEN 1 AND {REFUSALS - 1} AND ended_at > :now - {COOL}"
 _FIND: Final = f"""
 SELECT {{}}, owner, lease_until FROM payments
@@ -138,7 +122,7 @@ class Journal:
         self._live: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
         _owners.add(self._owner)
         try:
-            self._db = _connect(self._path)
+            self._db = connect(self._path)
         except (OSError, sqlite3.Error) as e:
             raise ConfigError(f"the journal {self._path} can't be opened: {e}") from e
         self.close = weakref.finalize(self, _close, self._db, self._owner)
@@ -281,28 +265,6 @@ def _is_alive(owner: str) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _connect(path: Path | None) -> sqlite3.Connection:
-    if path is not None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    db = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=10)
-    db.execute("PRAGMA busy_timeout = 10000")
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("BEGIN IMMEDIATE")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if version == 0 and tables == 0:
-        for statement in _SCHEMA.split(";"):
-            db.execute(statement)
-        version = _VERSION
-    db.execute("COMMIT")
-    if version != _VERSION:
-        db.close()
-        raise ConfigError(f"{path} is not a payment journal that this version can read")
-    return db
 
 
 def _close(db: sqlite3.Connection, owner: str) -> None:
