@@ -117,6 +117,8 @@ class MalformedPayment(BadRequest):
 class PaymentRefused(ServerError):
     status, code = 402, "payment-refused"
     hint = "No money moved. Sign again for one of the offers in this answer."
+    network: str = ""
+    """Where the payment that was shown would have been settled, once that is known."""
 
 
 class PaymentUsed(ServerError):

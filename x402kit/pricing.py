@@ -7,10 +7,11 @@ asset, rounded up, with the rail's surcharge added.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 from .errors import BadRequest, ConfigError, ServerError
 from .money import Usd, usd
@@ -29,8 +30,34 @@ class Quote:
     description: str = ""
 
 
+class _Once(Mapping[str, str]):
+    """Values by name. Reading one that came more than once is ``BadRequest``: the app may take the other one."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]], declared: Collection[str] | None = None) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in pairs:
+            self._values.setdefault(name, []).append(value)
+        self._declared = declared
+
+    def __getitem__(self, name: str) -> str:
+        if self._declared is not None:
+            name = name.lower()
+            if name not in self._declared:
+                raise ConfigError(f"the price reads the header {name!r}; name it: paid(..., headers=[{name!r}])")
+        values = self._values[name]
+        if len(values) > 1:
+            raise BadRequest("not_priceable", detail=f"{name} came more than once")
+        return values[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
 class Call:
-    """A request as a price sees it. ``body`` is empty unless the price asked for it."""
+    """A request as a price sees it. ``body`` is empty unless the price asked for it, as is ``headers``."""
 
     def __init__(
         self,
@@ -40,6 +67,7 @@ class Call:
         headers: Iterable[tuple[bytes, bytes]],
         path_params: Mapping[str, Any] | None = None,
         body: bytes = b"",
+        declared: Collection[str] = (),
     ) -> None:
         self.method = method
         self.path = path
@@ -47,18 +75,21 @@ class Call:
         self.path_params = path_params or {}
         self.body = body
         self._headers = headers
+        self._declared = declared
 
     @cached_property
     def headers(self) -> Mapping[str, str]:
-        """Names in lower case; of a repeated header the last."""
-        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self._headers}
+        """The headers that the price declares (``paid(price, headers=["x-size"])``), since a payment is bound to them.
+
+        Reading another is a ``ConfigError``, reading one that came twice a ``BadRequest``.
+        """
+        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._headers]
+        return _Once([pair for pair in pairs if pair[0] in self._declared], self._declared)
 
     @cached_property
     def query(self) -> Mapping[str, str]:
-        """Of a repeated parameter the last."""
-        from starlette.datastructures import QueryParams
-
-        return QueryParams(self.query_string)
+        """The parameters in the URL. Reading one that came twice is ``BadRequest``; ``query_string`` has them all."""
+        return _Once(parse_qsl(self.query_string.decode("latin-1"), keep_blank_values=True))
 
     @cached_property
     def json(self) -> Any:
@@ -106,7 +137,8 @@ PriceFunction = Callable[[Call], Any | Awaitable[Any]]
 class Dynamic:
     """A price worked out by a function of the call, sync or async, giving ``"$0.01"``, ``Usd`` or a ``Quote``.
 
-    A ``KeyError``, ``IndexError``, ``TypeError`` or ``ValueError`` in it is the caller's fault: 400, nothing settled.
+    A ``LookupError``, ``TypeError``, ``ValueError``, ``AttributeError`` or ``ArithmeticError`` in it is the caller's
+    fault: 400, nothing settled.
     """
 
     function: PriceFunction
@@ -119,7 +151,7 @@ class Dynamic:
                 made = await made
         except ServerError:
             raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
             raise BadRequest("not_priceable", detail=type(e).__name__) from e
         quote = made if isinstance(made, Quote) else Quote(usd(made) if isinstance(made, str) else made)
         if type(quote.ceiling) is not Usd:

@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from ..errors import OutcomeUnknown, ServerError
+from ..errors import PaymentRefused, ServerError
 from ..model import Claim, SettlementResponse
 from ..paywall.admission import receipt_of
 from ..paywall.challenge import Challenge
@@ -37,16 +37,18 @@ class Answer:
     body: bytes = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [*self.headers, (b"content-length", str(len(self.body)).encode())]
+        headers = self.headers
+        if self.status not in (204, 304):
+            headers = [*headers, (b"content-length", str(len(self.body)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
 
-def challenge(made: Challenge, error: ServerError | None = None, network: str = "") -> Answer:
+def challenge(made: Challenge, error: PaymentRefused | None = None) -> Answer:
     """402: certain that no money moved. After a payment that failed it carries the failure as a receipt."""
     headers: Headers = [_JSON, *COMMON, (b"payment-required", made.header)]
-    if error is not None and network:
-        failed = SettlementResponse(False, network, error_reason=error.reason)
+    if error is not None and error.network:
+        failed = SettlementResponse(False, error.network, error.reference, error_reason=error.reason)
         headers.append((b"payment-response", encode_header(settlement_json(failed)).encode()))
     return Answer(402, headers, made.body)
 
@@ -66,7 +68,7 @@ def problem(error: ServerError, claim: Claim | None = None) -> Answer:
     if error.reference:
         document["reference"] = error.reference
     headers: Headers = [(b"content-type", b"application/problem+json"), *COMMON]
-    if isinstance(error, OutcomeUnknown) or error.money == "unknown":
+    if error.money == "unknown":
         headers.append((b"payment-outcome", b"unknown"))
     if error.retry_after is not None:
         headers.append((b"retry-after", str(error.retry_after).encode()))

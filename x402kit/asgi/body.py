@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 
 from starlette.types import Message, Receive
 
 from ..errors import BodyTooLarge, RequestTimeout
 
-__all__ = ["Disconnected", "Watched", "read_body", "replay_body"]
+__all__ = ["Disconnected", "Watched", "body_digest", "read_body", "replay_body"]
 
 
 class Disconnected(Exception):  # not a fault: nobody is there to answer
@@ -50,16 +51,38 @@ def replay_body(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+async def body_digest(receive: Receive, seconds: float) -> bytes:
+    """The digest of a body that is not kept, of whatever size. Raises ``RequestTimeout`` (K02), ``Disconnected``."""
+    digest = hashlib.sha256()
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                digest.update(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return digest.digest()
+    except TimeoutError as e:
+        raise RequestTimeout() from e
+
+
 class Watched:
-    """A ``receive`` that takes a digest of the body as it passes, for the claim; the body itself is not kept."""
+    """A ``receive`` that takes a digest of the body as it passes, for the claim; the body itself is not kept.
+
+    ``leaving`` is awaited before the app hears that its caller has left.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._hash = hashlib.sha256()
         self._whole = False
+        self.leaving: Callable[[], Awaitable[None]] | None = None
 
     async def __call__(self) -> Message:
         message = await self._receive()
+        if message["type"] == "http.disconnect" and self.leaving is not None:
+            await self.leaving()
         if message["type"] == "http.request":
             if body := message.get("body"):
                 self._hash.update(body)

@@ -1,20 +1,24 @@
 """Hand an admitted request's answer out: receipt on it, a copy kept, the claim moved to ``served`` before its end.
 
 An answer in one piece is held until ``served`` is durable. A stream goes out as it comes, and only its last message
-waits for that. An answer that the resource does not charge for carries the receipt and leaves the payment good for
-the same request. With ``settle="after"`` everything is held back until the money has moved.
+waits for that; when its caller leaves, it runs on for a while, so that the same payment can be shown again for the rest
+(C03), and is served in any case: what has begun to go out is not given a second time (I4). An answer that the resource
+does not charge for carries the receipt and leaves the payment good for the same request. With ``settle="after"``
+everything is held back until the money has moved.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import Message, Send
 
-from ..errors import ServerError
+from ..errors import OutcomeUnknown, PaymentInProgress, ServerError
 from ..ledger.port import ClaimStore
 from ..model import KEPT_SECONDS
 from ..paywall.admission import Admission
@@ -25,6 +29,12 @@ __all__ = ["Delivery"]
 
 log = logging.getLogger("x402kit.gate")
 
+RUN_ON_SECONDS: Final = 30.0
+"""How long a stream goes on for the copy that is kept, after its caller has left."""
+_FILES: Final = ("http.response.pathsend", "http.response.zerocopysend")
+_OURS: Final = frozenset((b"payment-response", b"x-payment-response", b"payment-outcome", b"payment-replayed"))
+"""What only the gate says; an app, or what it is a proxy for, can't."""
+
 
 class TooLongToHold(ServerError):
     """An answer that must be held until its payment is settled is over the limit; nothing was settled."""
@@ -34,7 +44,7 @@ class TooLongToHold(ServerError):
 
 
 class Delivery:
-    """The ``send`` that an admitted app sees."""
+    """The ``send`` that an admitted app sees. ``failure`` is set when the answer must not go out: ours goes instead."""
 
     def __init__(
         self,
@@ -51,59 +61,102 @@ class Delivery:
         self._store = store
         self._finish = finish
         self._digest = digest
+        # A payment that was settled when it was first shown is not settled again.
+        self._after = admission.claim.state == "claimed"
         self._held: Message | None = None
         self._final: Headers | None = None
         self._kept: bytearray | None = bytearray()
         self._charged = False
         self._closed = False
+        self._over = asyncio.Event()
+        self._lost: OSError | None = None
+        self._run_until = 0.0
         self.started = False
+        self.left = False
+        self.failure: ServerError | None = None
 
     async def __call__(self, message: Message) -> None:
         kind = message["type"]
+        if self.failure is not None:
+            return
         if kind == "http.response.start":
             self._held = message
             self._charged = self._resource.charge(message["status"])
         elif kind == "http.response.body":
-            await self._body(message)
-        elif kind == "http.response.pathsend":
-            self._kept = None
-            await self._last(message)
+            await self._part(message, message.get("body", b""))
+        elif kind in _FILES:
+            await self._part(message, None)
         else:
-            await self._send(message)
+            await self._out(message)
 
-    async def _body(self, message: Message) -> None:
-        body: bytes = message.get("body", b"")
-        if self._kept is not None:
-            if len(self._kept) + len(body) > self._resource.keep_bytes:
-                self._kept = None
-            else:
-                self._kept += body
-        if not message.get("more_body", False):
-            await self._last(message)
-        elif self._resource.settle == "after":
-            if self._kept is None:
-                raise TooLongToHold()
-        else:
-            await self._begin()
-            await self._send(message)
-
-    async def _last(self, message: Message) -> None:
-        if self._resource.settle == "after" and not self._closed:
-            await self._settle_now(message)
-            message = {**message, "body": bytes(self._kept or message.get("body", b""))}
-        if self._charged and not self._closed:
-            await self._served()
+    async def _part(self, message: Message, body: bytes | None) -> None:
+        more = message.get("more_body", False)
+        earlier = bool(self._kept)
+        self._keep(body)
+        if self._after:
+            if self._kept is None and (more or earlier):
+                self.failure = TooLongToHold()
+                raise self.failure
+            if more:
+                return
+            if self._kept:
+                message = {**message, "body": bytes(self._kept)}
+            await self._settle()
+        if not more:
+            if self._charged and not self._closed:
+                await self._served()
+            self._over.set()
+            if self.failure is not None:
+                return
         await self._begin()
-        await self._send(message)
+        await self._out(message)
 
-    async def _settle_now(self, message: Message) -> None:
-        claim = self._admission.claim
-        if self._charged:
-            await self._finish(self._admission)
+    def _keep(self, body: bytes | None) -> None:
+        if self._kept is None:
             return
-        # Nothing was sent and nothing is charged: the payment was not used.
+        if body is None or len(self._kept) + len(body) > self._resource.keep_bytes:
+            self._kept = None
+            self._over.set()
+        else:
+            self._kept += body
+
+    async def _out(self, message: Message) -> None:
+        if self._lost is None:
+            try:
+                await self._send(message)
+            except OSError as e:  # the caller has left, says the server
+                self._lost = e
+                self._leave()
+        if self._lost is not None and (self._kept is None or time.monotonic() > self._run_until):
+            raise self._lost
+
+    def _leave(self) -> None:
+        if not self.left:
+            self.left = True
+            self._run_until = time.monotonic() + RUN_ON_SECONDS
+
+    async def leaving(self) -> None:
+        """The caller has left. A charged stream that has begun goes on first, while its copy can still be kept."""
+        self._leave()
+        if self.started and self._charged and not self._closed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._run_until - time.monotonic()):
+                    await self._over.wait()
+
+    async def _settle(self) -> None:
+        """Settle what was held back; whatever comes of it, the settler has written it down."""
         self._closed = True
-        await self._store.move(claim.payment_id, "drop", claim.owner, reason="not_charged")
+        claim = self._admission.claim
+        try:
+            if self._charged:
+                await self._finish(self._admission)
+                self._closed = self._after = False
+            else:
+                # Nothing was sent and nothing is charged: the payment was not used.
+                await self._store.move(claim.payment_id, "drop", claim.owner, reason="not_charged")
+        except BaseException as e:
+            self.failure = e if isinstance(e, ServerError) else OutcomeUnknown("internal_error")
+            raise
 
     async def _served(self) -> None:
         """Make the end durable. If the store can't, the goods go out all the same: the claim stays settled."""
@@ -120,7 +173,9 @@ class Delivery:
         self._closed = True
         try:
             if not await self._store.move(claim.payment_id, "serve", claim.owner, **columns):
-                log.error("ALERT: %s was served after its lease was lost", claim.payment_id)
+                log.error("ALERT: %s lost its lease while it was served", claim.payment_id)
+                if not self.started:  # another serves this payment, and it is served once (I4)
+                    self.failure = PaymentInProgress(reference=claim.reference)
         except ServerError:
             log.exception("%s was served, and the store could not write it down", claim.payment_id)
             await self._release()
@@ -130,7 +185,7 @@ class Delivery:
             return
         start, self._held = {**self._held, "headers": self._headers()}, None
         self.started = True
-        await self._send(start)
+        await self._out(start)
         if not self._charged:
             await self.close()
 
@@ -142,14 +197,16 @@ class Delivery:
 
     def _with_ours(self) -> Headers:
         assert self._held is not None
-        headers: Headers = [(bytes(k), bytes(v)) for k, v in self._held.get("headers", ())]
-        if self._admission.claim.state != "settled":
-            return headers
-        if self._resource.cache_control:
-            headers = [pair for pair in headers if pair[0].lower() != b"cache-control"]
-            headers.append((b"cache-control", self._resource.cache_control.encode()))
+        cache = self._resource.cache_control.encode() if self._charged else b"no-store"
+        ours = _OURS | {b"cache-control"} if cache else _OURS
+        given = [(bytes(k), bytes(v)) for k, v in self._held.get("headers", ())]
+        headers: Headers = [pair for pair in given if pair[0].lower() not in ours]
+        if cache:
+            headers.append((b"cache-control", cache))
         merge(headers, b"vary", VARY)
         merge(headers, b"access-control-expose-headers", EXPOSED)
+        if self._admission.claim.state != "settled":
+            return headers
         headers += receipt_headers(self._admission.claim, self._admission.x402_version)
         if not self._charged:
             headers.append((b"payment-outcome", b"settled-unserved"))
@@ -157,7 +214,12 @@ class Delivery:
 
     async def close(self) -> None:
         """The app is done. A claim that did not reach ``served`` is free for the next showing of the same payment."""
+        self._over.set()
         if self._closed:
+            return
+        if self.started and self._charged and self.left:
+            self._kept = None
+            await self._served()
             return
         self._closed = True
         await self._release()

@@ -10,33 +10,36 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import ConfigError, OutcomeUnknown, PaymentRefused, PaymentUsed, ServerError, X402KitError
+from ..errors import BadRequest, OutcomeUnknown, PaymentRefused, PaymentUsed, ServerError, X402KitError
 from ..ledger.port import ClaimStore
 from ..model import SettlementResponse
 from ..paywall.admission import Admission, Admissions
 from ..paywall.binding import Binding
 from ..paywall.challenge import Challenges
-from ..paywall.resource import Resource
 from ..pricing import Call, Quote
 from ..protocols.x402 import find_payment
 from . import answers
 from .answers import Answer
-from .body import Disconnected, Watched, read_body, replay_body
+from .body import Disconnected, Watched, body_digest, read_body, replay_body
 from .cors import ANSWER, find_cors
 from .delivery import Delivery
+from .lifespan import Lifespan
 from .marks import admitted
-from .routes import Routes
+from .routes import Found, Routes
 
 __all__ = ["Gate", "PaidCall"]
 
 log = logging.getLogger("x402kit.gate")
+
+_URL_MAX: Final = 2048
+"""A query that makes the URL longer is left out of the challenge: it is for display."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,13 @@ class Till(Protocol):
 class _Priced:
     """One request for a priced route, as far as the gate has read it."""
 
-    def __init__(self, scope: Scope, resource: Resource, origin: str) -> None:
+    def __init__(self, scope: Scope, found: Found, origin: str) -> None:
         self.scope = scope
-        self.resource = resource
+        self.resource = found.resource
         self.body = b""
+        self.shown = False
+        self.pricing = False
+        self._params = found.params
         self._origin = origin
         self._quote: Quote | None = None
 
@@ -78,17 +84,29 @@ class _Priced:
         scope = self.scope
         digest = hashlib.sha256(self.body).digest() if self.resource.price.needs_body else b""
         query = scope["query_string"]
-        return Binding(scope["method"], self._origin, scope["path"], query, self.resource.id, digest)
+        headers = self._header_digest() if self.resource.headers else b""
+        return Binding(scope["method"], self._origin, scope["path"], query, self.resource.id, digest, headers)
+
+    def _header_digest(self) -> bytes:
+        """Of the headers that the price declares. One that came twice could be read in two ways."""
+        values: list[bytes | None] = []
+        for name in self.resource.headers:
+            found = [value for key, value in self.scope["headers"] if key == name.encode("latin-1")]
+            if len(found) > 1:
+                raise BadRequest("not_priceable", detail=f"{name} came more than once")
+            values.append(found[0] if found else None)
+        return hashlib.sha256(repr(values).encode()).digest()
 
     async def quote(self) -> Quote:
         if self._quote is None:
             scope = self.scope
             # HEAD is priced like the GET that it stands for (A08).
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            call = Call(
-                method, scope["path"], scope["query_string"], scope["headers"], scope.get("path_params"), self.body
-            )
+            headers, declared = scope["headers"], self.resource.headers
+            call = Call(method, scope["path"], scope["query_string"], headers, self._params, self.body, declared)
+            self.pricing = True
             self._quote = await self.resource.price.quote(call)
+            self.pricing = False
         return self._quote
 
     async def ceiling(self) -> Any:
@@ -102,7 +120,8 @@ class _Priced:
             host = next((v for k, v in scope["headers"] if k == b"host"), b"localhost")
             origin = f"{scope.get('scheme', 'http')}://{host.decode('latin-1')}"
         query = scope["query_string"].decode("latin-1")
-        return origin + quote(scope["path"], safe="/:@!$&'()*+,;=~-._") + (f"?{query}" if query else "")
+        url = origin + quote(scope["path"], safe="/:@!$&'()*+,;=~-._", errors="surrogateescape")
+        return f"{url}?{query}" if query and len(url) + len(query) < _URL_MAX else url
 
 
 class Gate:
@@ -126,14 +145,24 @@ class Gate:
             return
         # A server without lifespan starts us with its first request.
         routes = (self._routes if self._till.running else None) or await self._start()
-        resource = routes.find(scope)
-        if resource is None:
+        try:
+            found = routes.find(scope)
+        except BadRequest as e:  # it can be read as two requests: neither is served (A09)
+            await self._refuse(e, scope, receive, send)
+            return
+        if found is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
-            # Refused before accept: there is no way to pay inside a handshake.
-            await send({"type": "websocket.close", "code": 1008, "reason": "payment required"})
+            await self._refuse(None, scope, receive, send)
         else:
-            await self._guarded(scope, receive, send, resource)
+            await self._guarded(scope, receive, send, found)
+
+    async def _refuse(self, error: BadRequest | None, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            # Before accept: there is no way to pay inside a handshake.
+            await send({"type": "websocket.close", "code": 1008, "reason": "payment required"})
+        elif error is not None:
+            await self._answer(answers.problem(error), scope, receive, send)
 
     async def _start(self) -> Routes:
         routes = self._make_routes()
@@ -146,33 +175,27 @@ class Gate:
         """Start before the app and stop after it; an app without lifespan is fine."""
         try:
             await self._start()
-        except X402KitError as e:
+        except Exception as e:  # the ASGI edge: a server takes one for "no lifespan", and serves on
+            if not isinstance(e, X402KitError):
+                log.exception("the paywall can't start")
             await receive()
             await send({"type": "lifespan.startup.failed", "message": f"x402kit: {e}"})
             return
-        answered: set[str] = set()
-
-        async def seen(message: Any) -> None:
-            answered.add(message["type"])
-            if message["type"] == "lifespan.shutdown.complete":
-                await self._till.stop()
-            await send(message)
-
+        lifespan = Lifespan(receive, send, self._till.stop)
         try:
-            await self.app(scope, receive, seen)
-        except Exception:  # the ASGI border: an app that knows no lifespan raises, by the specification
-            if answered:
+            await self.app(scope, lifespan.receive, lifespan.send)
+        except Exception:  # the ASGI edge: an app that knows no lifespan raises, by the specification
+            if lifespan.answered:
+                await self._till.stop()
                 raise
             log.debug("the app has no lifespan", exc_info=True)
-        if answered:
-            return
-        await _own_lifespan(receive, send, self._till.stop)
+        await lifespan.finish()
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send, resource: Resource) -> None:
-        if scope["method"] == "OPTIONS":
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send, found: Found) -> None:
+        if scope["method"].upper() == "OPTIONS":
             await self._answer(Answer(204, [(b"allow", b"OPTIONS"), *answers.COMMON]), scope, receive, send)
             return
-        request = _Priced(scope, resource, self._till.origin)
+        request = _Priced(scope, found, self._till.origin)
         try:
             decided = await self._decide(request, receive)
         except Disconnected:
@@ -180,32 +203,37 @@ class Gate:
         if isinstance(decided, Answer):
             await self._answer(decided, scope, receive, send)
             return
-        if resource.price.needs_body:
+        if request.resource.price.needs_body:
             receive = replay_body(request.body, receive)
-        await self._serve(scope, receive, send, request, decided)
+        await self._serve(receive, send, request, decided)
 
     async def _decide(self, request: _Priced, receive: Receive) -> Answer | Admission:
         """The gate's own answer, or the right to be served. Raises ``Disconnected`` only."""
-        resource = request.resource
-        shown = False
         try:
-            raw = find_payment(request.scope["headers"])
-            if resource.price.needs_body:
-                request.body = await read_body(receive, resource.body_limit, resource.body_seconds)
-            if raw is None:
-                return await self._challenge(request, None)
-            shown = True
-            admission = await self._till.admissions.admit(resource, request.binding(), raw, request.ceiling)
-            return await self._replay(admission, request, receive) if admission.replay else admission
+            try:
+                return await self._admit(request, receive)
+            except ServerError as e:
+                return await self._refusal(request, e)
         except Disconnected:
             raise
-        except ServerError as e:
-            return await self._refusal(request, e)
-        except Exception:  # the ASGI edge: a fault of ours or of the price; a payment that was shown may have moved
-            log.exception("the gate failed on %s", resource.id)
-            return answers.problem(OutcomeUnknown("internal_error") if shown else ServerError())
+        except Exception:  # the ASGI edge: a fault of ours or of the price
+            log.exception("the gate failed on %s", request.resource.id)
+            # A payment that was shown may have moved; while a price is worked out nothing of it has been used.
+            unsure = request.shown and not request.pricing
+            return answers.problem(OutcomeUnknown("internal_error") if unsure else ServerError())
 
-    async def _challenge(self, request: _Priced, error: ServerError | None) -> Answer:
+    async def _admit(self, request: _Priced, receive: Receive) -> Answer | Admission:
+        resource = request.resource
+        raw = find_payment(request.scope["headers"])
+        if resource.price.needs_body:
+            request.body = await read_body(receive, resource.body_limit, resource.body_seconds)
+        if raw is None:
+            return await self._challenge(request, None)
+        request.shown = True
+        admission = await self._till.admissions.admit(resource, request.binding(), raw, request.ceiling)
+        return await self._replay(admission, request, receive) if admission.replay else admission
+
+    async def _challenge(self, request: _Priced, error: PaymentRefused | None) -> Answer:
         quoted = await request.quote()
         made = self._till.challenges.issue(
             request.resource,
@@ -230,10 +258,9 @@ class Gate:
         """The stored answer; for a request whose body the price did not read, after a look at it (C05)."""
         claim = admission.claim
         resource = request.resource
-        if claim.body_digest and not resource.price.needs_body:
-            body = await read_body(receive, resource.body_limit, resource.body_seconds)
-            if hashlib.sha256(body).digest() != claim.body_digest:
-                raise PaymentUsed("payment_used", reference=claim.reference)
+        looked = claim.body_digest and not resource.price.needs_body
+        if looked and await body_digest(receive, resource.body_seconds) != claim.body_digest:
+            raise PaymentUsed("payment_used", reference=claim.reference)
         return answers.replay(claim, admission.x402_version)
 
     async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,41 +269,34 @@ class Gate:
         else:
             await answer(scope, receive, send)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: _Priced, admission: Admission) -> None:
-        resource = request.resource
-        claim = admission.claim
+    async def _serve(self, receive: Receive, send: Send, request: _Priced, admission: Admission) -> None:
+        scope, resource, claim = request.scope, request.resource, admission.claim
         receipt = admission.receipt if claim.state == "settled" else None
         paid = PaidCall(claim.payer, claim.amount, claim.network, claim.asset, resource.id, receipt)
         watched = Watched(receive)
         till = self._till
         delivery = Delivery(send, resource, admission, till.store, till.admissions.finish, watched.digest)
+        watched.leaving = delivery.leaving
         token = admitted.set(resource)
         try:
             await self.app({**scope, "x402kit": paid}, watched, delivery)
-        except ServerError as e:
-            if delivery.started:
-                raise
-            await self._answer(await self._refusal(request, e), scope, receive, send)
-        except ConfigError:
-            raise
         except Exception:  # the ASGI edge: the handler failed; its payment stays good (H08)
             if delivery.started:
                 raise
-            log.exception("the handler of %s failed", resource.id)
-            failed = answers.problem(ServerError(), admission.claim if admission.claim.state == "settled" else None)
-            await self._answer(failed, scope, receive, send)
+            if delivery.failure is None:
+                log.exception("the handler of %s failed", resource.id)
         finally:
             admitted.reset(token)
             await delivery.close()
+        if not delivery.started:
+            await self._answer(await self._unserved(request, admission, delivery.failure), scope, receive, send)
 
-
-async def _own_lifespan(receive: Receive, send: Send, stop: Callable[[], Awaitable[None]]) -> None:
-    """Answer the server's lifespan in place of an app that has none."""
-    while True:
-        message = await receive()
-        if message["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        elif message["type"] == "lifespan.shutdown":
-            await stop()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
+    async def _unserved(self, request: _Priced, admission: Admission, failure: ServerError | None) -> Answer:
+        """For a handler that gave no answer, or one that must not go out since it was not paid."""
+        if failure is None and admission.claim.state == "settled":
+            return answers.problem(ServerError(), admission.claim)
+        try:
+            return await self._refusal(request, failure or ServerError())
+        except Exception:  # the ASGI edge: a fault of the price, where it was certain that no money moved
+            log.exception("the gate failed on %s", request.resource.id)
+            return answers.problem(ServerError())

@@ -163,6 +163,10 @@ class Paywall:
 def _resource(name: str, price: Any, options: Mapping[str, Any]) -> Resource:
     options = dict(options)
     needs_body = options.pop("needs_body", None)
+    names = options.get("headers", ())
+    if isinstance(names, str):
+        raise ConfigError(f"{name}: headers is a list of names")
+    options["headers"] = tuple(sorted({header.lower() for header in names}))
     try:
         return Resource(name, price_of(price, needs_body=needs_body), **options)
     except TypeError as e:
@@ -170,7 +174,7 @@ def _resource(name: str, price: Any, options: Mapping[str, Any]) -> Resource:
 
 
 def _rule(text: str, value: Any) -> Rule:
-    options = dict(value) if isinstance(value, Mapping) else {"price": value}
+    options: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"price": value}  # pyright: ignore[reportUnknownArgumentType]  # what the seller wrote
     if "price" not in options:
         raise ConfigError(f"{text}: no price")
     return Rule.parse(text, _resource(text, options.pop("price"), options))

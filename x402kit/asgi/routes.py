@@ -7,6 +7,7 @@ path templates decide, and a path that any reading could turn into a priced one 
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 import sys
@@ -15,16 +16,20 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
 
-from starlette.routing import Host, Match, Mount, Router
+from starlette.routing import BaseRoute, Host, Match, Mount, Router
 from starlette.types import ASGIApp, Scope
 
-from ..errors import UnmatchedRule
+from ..errors import BadRequest, UnmatchedRule
 from ..paywall.resource import Resource
 from .marks import resources_of
 
-__all__ = ["Routes", "Rule"]
+__all__ = ["Found", "Routes", "Rule"]
+
+log = logging.getLogger("x402kit.gate")
 
 _CACHE_MAX: Final = 4096
+_DECODINGS: Final = 4
+"""How often a path is unquoted in search of another reading; no server does it more often."""
 _PARAMETER: Final = re.compile(r"\{[^{}]*\}")
 
 
@@ -38,8 +43,8 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str, resource: Resource) -> Rule:
-        method, _, template = text.rpartition(" ")
-        if not template.startswith("/") or (method and not re.fullmatch(r"[A-Z]+", method)):
+        method, space, template = text.rpartition(" ")
+        if not template.startswith("/") or (space and not re.fullmatch(r"[A-Z]+", method)):
             raise UnmatchedRule(f'a rule is written like "POST /v1/chat/completions", not {text!r}')
         return cls(method, template, resource)
 
@@ -56,8 +61,27 @@ class Rule:
             out += (".*" if kind.endswith(":path}") else "[^/]+") + part
         return re.compile(out + r"\Z", re.DOTALL)
 
+    def params(self, path: str) -> dict[str, str]:
+        """The values of the parameters in a path; none when it is another spelling of one that the template matches."""
+        kinds = _PARAMETER.findall(self.template)
+        parts = [re.escape(part) for part in _PARAMETER.split(self.template)]
+        out = parts[0]
+        for kind, part in zip(kinds, parts[1:], strict=True):
+            out += ("(.*)" if kind.endswith(":path}") else "([^/]+)") + part
+        found = re.fullmatch(out, path, re.DOTALL)
+        names = [kind[1:-1].partition(":")[0] for kind in kinds]
+        return dict(zip(names, found.groups(), strict=True)) if found else {}
+
     def covers(self, method: str) -> bool:
         return self.method in ("", method) or (self.method == "GET" and method == "HEAD")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The resource that a request reaches, and the values of its path's parameters."""
+
+    resource: Resource
+    params: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -70,10 +94,11 @@ class _Node:
     children: list[_Node] | None = None
     opaque: bool = False
 
-    def priced(self, method: str) -> Resource | None:
+    def priced(self, scope: Scope, method: str) -> Resource | None:
         if self.resource is not None:
             return self.resource
-        return next((rule.resource for rule in self.rules if rule.covers(method) or method == "OPTIONS"), None)
+        every = method == "OPTIONS" or scope["type"] == "websocket"
+        return next((rule.resource for rule in self.rules if every or rule.covers(method)), None)
 
 
 def _inner(app: Any) -> Any:
@@ -81,6 +106,8 @@ def _inner(app: Any) -> Any:
     for _ in range(64):
         if isinstance(app, Router):
             return app
+        if isinstance(app, BaseRoute):
+            return Router([app])
         router = getattr(app, "router", None)
         if isinstance(router, Router):
             return router
@@ -114,18 +141,23 @@ class Routes:
         self.unmatched: list[str] = []
         self._router: Any = _inner(app)
         self._templates: list[tuple[re.Pattern[str], Rule]] = []
-        self._cache: dict[tuple[str, str, str, str], Resource | None] = {}
+        self._cache: dict[tuple[str, str, str, str, bytes], Found | None] = {}
         self._build()
         missing = [f"{rule.method} {rule.template}".strip() for rule in self._rules if id(rule) not in self._used]
         missing += [mark.id for mark in marks if id(mark) not in self._used]
         self.unmatched = missing
-        if missing and strict:
-            raise UnmatchedRule("priced, but no route of the app: " + ", ".join(missing))
+        if missing:
+            text = "priced, but no route of the app: " + ", ".join(missing)
+            if strict:
+                raise UnmatchedRule(text)
+            log.error("%s", text)
 
     def _build(self) -> None:
         self._cache.clear()
         self._nodes: list[_Node] = []
+        self._templates = []
         self._size = -1
+        self._cacheable = True
         if self._router is None:
             self._templates = [(rule.pattern(), rule) for rule in self._rules]
             self._used.update(id(rule) for rule in self._rules)
@@ -159,6 +191,8 @@ class Routes:
         methods = getattr(route, "methods", None)
         node.rules = [r for r in self._rules if r.shape == shape and (not methods or _any_covered(r, methods))]
         self._used.update(id(rule) for rule in node.rules)
+        if node.resource is not None and node.rules:
+            raise UnmatchedRule(f"two prices on one route: {node.resource.id}, {node.rules[0].resource.id}")
         return node
 
     def _take(self, node: _Node, found: list[Resource]) -> None:
@@ -172,51 +206,72 @@ class Routes:
         """Whether a mark was found on a route of this app."""
         return id(resource) in self._used
 
-    def find(self, scope: Scope) -> Resource | None:
-        """The resource that this request reaches, or None. ``OPTIONS`` of a priced path counts as its resource."""
-        if self._router is None:
-            return self._by_template(scope)
-        if len(self._router.routes) != self._size:
+    def find(self, scope: Scope) -> Found | None:
+        """What this request reaches, or None. ``OPTIONS`` of a priced path counts as its resource.
+
+        Raises ``BadRequest`` where one request can be read as two with different prices (A08, A09).
+        """
+        found = self._remembered(scope)
+        method = _override(scope)
+        if method and method != scope["method"]:
+            other = self._remembered({**scope, "method": method})
+            if found is not None and other is not None and found.resource is not other.resource:
+                raise BadRequest("ambiguous_request")
+            found = found or other
+        return found
+
+    def _remembered(self, scope: Scope) -> Found | None:
+        if self._router is not None and len(self._router.routes) != self._size:
             self._build()
         if not self._cacheable:
-            return self._search(self._nodes, scope)
-        key = (scope["type"], scope.get("method", ""), scope["path"], scope.get("root_path", ""))
+            return self._decide(scope)
+        root, raw = scope.get("root_path", ""), scope.get("raw_path") or b""
+        key = (scope["type"], scope.get("method", ""), scope["path"], root, raw)
         try:
             return self._cache[key]
         except KeyError:
             if len(self._cache) >= _CACHE_MAX:
                 self._cache.clear()
-            found = self._cache[key] = self._search(self._nodes, scope)
+            found = self._cache[key] = self._decide(scope)
             return found
 
-    def _search(self, nodes: list[_Node], scope: Scope) -> Resource | None:
-        method = scope.get("method", "")
+    def _decide(self, scope: Scope) -> Found | None:
+        # Some servers pass a method as it came, and some endpoints take it in any case.
+        method = scope.get("method", "").upper()
+        if self._router is None:
+            return self._by_template(scope, method)
+        return self._search(self._nodes, scope, method, scope)
+
+    def _search(self, nodes: list[_Node], scope: Scope, method: str, whole: Scope) -> Found | None:
         for node in nodes:
             match, child = node.route.matches(scope)
             if match is Match.NONE:
                 continue
             if match is Match.PARTIAL:
                 # The framework answers 405, unless a later route takes the method; a preflight is ours to answer.
-                if method == "OPTIONS" and (found := node.priced(method)):
-                    return found
+                if method == "OPTIONS" and (found := node.priced(scope, method)):
+                    return Found(found, child.get("path_params", {}))
                 continue
             if node.children is not None:
-                return self._search(node.children, {**scope, **child})
-            return self._by_template(scope) if node.opaque else node.priced(method)
+                return self._search(node.children, {**scope, **child}, method, whole)
+            if node.opaque:
+                return self._by_template(whole, method)
+            resource = node.priced(scope, method)
+            return Found(resource, child.get("path_params", {})) if resource else None
         return None
 
-    def _by_template(self, scope: Scope) -> Resource | None:
-        method = scope.get("method", "GET")
-        override = b""
-        if scope["type"] == "http":
-            override = next((v for k, v in scope["headers"] if k == b"x-http-method-override"), b"")
-        wanted = {method, override.decode("latin-1").upper()}
-        for path in _readings(scope):
-            for pattern, rule in self._templates:
-                if pattern.match(path) and (
-                    scope["type"] == "websocket" or method == "OPTIONS" or any(rule.covers(m) for m in wanted)
-                ):
-                    return rule.resource
+    def _by_template(self, scope: Scope, method: str) -> Found | None:
+        every = method == "OPTIONS" or scope["type"] == "websocket"
+        rules = [(pattern, rule) for pattern, rule in self._templates if every or rule.covers(method)]
+        found: dict[int, Rule] = {}
+        for path in _readings(scope) if rules else ():
+            first = next((rule for pattern, rule in rules if pattern.match(path)), None)
+            if first is not None:
+                found[id(first.resource)] = first
+        if len(found) > 1:
+            raise BadRequest("ambiguous_request")
+        for rule in found.values():
+            return Found(rule.resource, rule.params(scope["path"].removeprefix(scope.get("root_path", ""))))
         return None
 
 
@@ -232,19 +287,29 @@ def _walk(nodes: Iterable[_Node]) -> Iterator[_Node]:
 
 def _readings(scope: Mapping[str, Any]) -> set[str]:
     """Every way in which a server behind us might read the path (A09), in lower case and without a last slash."""
-    path: str = scope["path"]
-    raw: bytes = scope.get("raw_path") or b""
-    root: str = scope.get("root_path", "")
-    found = {path, raw.partition(b"?")[0].decode("latin-1")}
-    for text in tuple(found):
-        while "%" in text and (further := unquote(text)) not in found:
+    found: set[str] = set()
+    for text in (scope["path"], unquote((scope.get("raw_path") or b"").partition(b"?")[0].decode("latin-1"))):
+        further = text
+        for _ in range(_DECODINGS):
             found.add(further)
-            text = further
+            further = unquote(further)
+    root: str = scope.get("root_path", "")
     if root:
         found |= {text.removeprefix(root) for text in found}
+    found.discard("")
     out: set[str] = set()
     for text in found:
         plain = re.sub(r";[^/]*", "", text.replace("\\", "/")).lower()
         squeezed = posixpath.normpath("/" + plain.lstrip("/"))
         out |= {plain.rstrip("/") or "/", squeezed, text.lower().rstrip("/") or "/"}
     return out
+
+
+def _override(scope: Scope) -> str:
+    """The method that a middleware of the app may put in the place of the request's, or an empty text."""
+    if scope["type"] != "http":
+        return ""
+    for name, value in scope["headers"]:
+        if name == b"x-http-method-override":
+            return bytes(value).decode("latin-1").strip().upper()
+    return ""

@@ -1,8 +1,9 @@
 """What a payment is bound to, and the quote that carries it: stateless, an HMAC over everything (I10).
 
 A quote is ``base64url(expiry ‖ nonce ‖ mac)``. The mac covers, the parts' lengths before them so that no two tuples
-join alike (G08): method, origin, path, query, body digest where the price read the body, the resource, and the
-offer's scheme, network, asset, recipient and amount. Nothing is stored until a valid payment comes (C11).
+join alike (G08): method, origin, path, query, digests of the body and the headers where the price reads them, the
+resource, and the offer's scheme, network, asset, recipient and amount. Nothing is stored until a valid payment comes
+(C11).
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def _joined(*parts: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One request, as far as a payment is bound to it. ``body`` is its digest, empty when the price did not read it."""
+    """One request, as far as a payment is bound to it.
+
+    ``body`` is its digest, and ``headers`` that of the headers which the price reads; empty when it reads none.
+    """
 
     method: str
     origin: str
@@ -39,6 +43,7 @@ class Binding:
     query: bytes
     resource: str
     body: bytes = b""
+    headers: bytes = b""
 
     def packed(self) -> bytes:
         """All of it, injectively."""
@@ -49,6 +54,7 @@ class Binding:
             self.query,
             self.resource.encode(),
             self.body,
+            self.headers,
         )
 
     def fingerprint(self) -> bytes:

@@ -19,7 +19,10 @@ def below_400(status: int) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resource:
-    """``id`` names it in logs, claims and quotes. ``settle="after"`` serves first and is never used for streams."""
+    """``id`` names it in logs, claims and quotes. ``settle="after"`` serves first and is never used for streams.
+
+    ``headers`` are the names of those that the price reads, in lower case: a payment is bound to their values (I10).
+    """
 
     id: str
     price: Price
@@ -33,3 +36,4 @@ class Resource:
     body_seconds: float = BODY_SECONDS
     keep_bytes: int = KEPT_BODY_MAX
     cache_control: str = "private, no-store"
+    headers: tuple[str, ...] = ()
