@@ -228,10 +228,12 @@ class Facilitation:
                 continue
             if found.fingerprint != order.job.fingerprint():
                 raise PaymentUsed("payment_already_used")
-            pause = next(pauses)
-            if found.state not in OPEN or time.monotonic() + pause > end:
+            if found.state not in OPEN:
                 return found
             if not await self._take_over(found):
+                pause = next(pauses)
+                if time.monotonic() + pause > end:
+                    return found
                 await asyncio.sleep(pause)
 
     async def _begin(self, order: _Order) -> Claim | None:
