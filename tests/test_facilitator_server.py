@@ -26,7 +26,8 @@ from x402kit.devnet import EvmDevnet
 from x402kit.errors import ConfigError
 from x402kit.ledger.sqlite import SQLiteStore
 from x402kit.model import BYTES_NESTED_MAX, Json
-from x402kit.networks.evm_chain import EvmRail
+from x402kit.networks import Base, EvmRail
+from x402kit.networks.port import Rail
 
 
 @pytest.fixture
@@ -129,7 +130,9 @@ def test_a_facilitator_without_tokens_or_rails_is_a_set_up_fault(chain: EvmDevne
     for settings in wrong:
         with pytest.raises(ConfigError):
             facilitator_app(":memory:", [rail], **settings)
-    for rails in ([], [rail, wallet_rail(chain)]):
+    remote = Base(pay_to=PAY_TO, facilitator="https://facilitator.example")
+    several: list[list[Rail]] = [[], [rail, wallet_rail(chain)], [remote]]
+    for rails in several:
         with pytest.raises(ConfigError):
             facilitator_app(":memory:", rails, token=TOKEN)
 

@@ -27,7 +27,7 @@ from ..errors import BadRequest, ConfigError, MalformedPayment, ServerError
 from ..ledger.port import ClaimStore
 from ..ledger.sqlite import SQLiteStore
 from ..model import BODY_SECONDS, BYTES_NESTED_MAX, Json
-from ..networks.port import OpenRail
+from ..networks.port import Rail
 from ..paywall.facilitation import Facilitation, Job
 from ..protocols.encoding import parse_object
 from ..protocols.x402 import parse_payment_payload, parse_requirements, settlement_json, verify_json
@@ -41,7 +41,7 @@ _UNCACHED: Final = {"Cache-Control": "no-store"}
 
 def facilitator_app(
     store: str | os.PathLike[str] | ClaimStore,
-    rails: Sequence[OpenRail],
+    rails: Sequence[Rail],
     *,
     token: str = "",
     tokens: Sequence[str] = (),

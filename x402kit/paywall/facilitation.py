@@ -17,7 +17,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from ..errors import ConfigError, PaymentInProgress, PaymentRefused, PaymentUsed, TooManyRequests
 from ..ledger.port import ClaimStore
@@ -99,18 +99,19 @@ class Facilitation:
     def __init__(
         self,
         store: ClaimStore,
-        rails: Sequence[OpenRail],
+        rails: Sequence[Rail],
         *,
         settle_seconds: float = 25,
         reconcile_seconds: float = 5,
     ) -> None:
         """No I/O. Raises ``ConfigError``."""
         self._store = store
-        self._rails = {(rail.scheme, rail.network, rail.asset.address.lower()): rail for rail in rails}
+        ours = [_open(rail) for rail in rails]
+        self._rails = {(rail.scheme, rail.network, rail.asset.address.lower()): rail for rail in ours}
         if not rails or len(self._rails) != len(rails):
             raise ConfigError("a facilitator needs rails, and one for each asset")
         self._wait = settle_seconds
-        self._settler = _Settlements(store, rails, settle_seconds, reconcile_seconds)
+        self._settler = _Settlements(store, ours, settle_seconds, reconcile_seconds)
         self._verifying = 0
         self._process = f"{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts = itertools.count()
@@ -292,6 +293,12 @@ class Facilitation:
             return (await self._settler.look(taken)).state not in OPEN
         finally:
             await self._store.release(taken.payment_id, taken.owner)
+
+
+def _open(rail: Rail) -> OpenRail:
+    if not hasattr(rail, "for_recipient"):
+        raise ConfigError(f"the rail on {rail.network} can't settle for others: it needs a wallet of its own")
+    return cast("OpenRail", rail)
 
 
 def _is_contradictory(job: Job, rail: OpenRail) -> bool:
