@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.evm_payments import NETWORK, PAY_TO, USDC, offer_for, seller
 from tests.support.faulty_rpc import Fault, faulty_rpc
+from x402kit import networks
 from x402kit.devnet import EvmDevnet
 from x402kit.devnet.evm import ACCOUNTS
 from x402kit.errors import ConfigError, RailUnavailable
@@ -165,3 +166,11 @@ async def test_a_rail_without_a_node_knows_nothing() -> None:
     await rail.start()
     await rail.ready()
     await rail.close()
+
+
+def test_the_port_alone_loads_no_rail() -> None:
+    script = "import sys, x402kit.networks.port; print([n for n in sys.modules if 'evm' in n or n.endswith('gas')])"
+    done = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(AttributeError):
+        getattr(networks, "Bitcoin")  # noqa: B009  # the type checkers know that it is not there

@@ -15,6 +15,7 @@ from x402kit.devnet import EvmAccount, EvmDevnet
 from x402kit.devnet.contracts import encode
 from x402kit.errors import PaymentRefused, PaymentUsed, RailUnavailable
 from x402kit.model import Json
+from x402kit.networks import evm_logs
 from x402kit.networks.evm import ERC6492_SUFFIX, address_of
 from x402kit.networks.evm_abi import address_word, word
 
@@ -77,37 +78,43 @@ async def test_B05_used_and_its_event_out_of_sight_is_used(chain: EvmDevnet) -> 
             await shop.rail.verify(authorization, shop.offer)
 
 
-async def test_B05_its_event_is_found_thousands_of_blocks_back_in_small_steps(chain: EvmDevnet) -> None:
+async def test_B05_its_event_is_found_far_back_in_small_steps(
+    chain: EvmDevnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def too_wide(params: list[Any]) -> bool:
-        return int(params[0]["toBlock"], 16) - int(params[0]["fromBlock"], 16) >= 500
+        return int(params[0]["toBlock"], 16) - int(params[0]["fromBlock"], 16) >= 20
 
+    monkeypatch.setattr(evm_logs, "_SPAN", 80)
     async with faulty_rpc(chain.rpc_url) as node, seller(chain, rpc=node.url) as shop:
         authorization = shop.authorize()
         claim, _ = await shop.settle(authorization)
-        chain.rpc("anvil_mine", hex(1300), "0x0")
+        chain.mine(55)
         node.faults["eth_getLogs"] = Fault(error={"code": -32602, "message": "block range is too wide"}, when=too_wide)
         with pytest.raises(PaymentUsed) as used:
             await shop.rail.verify(authorization, shop.offer)
         assert used.value.reference == claim.reference
-        assert node.seen["eth_getLogs"] == 4
+        assert node.seen["eth_getLogs"] == 4  # one too wide, then three of twenty blocks
         node.faults["eth_getLogs"] = Fault(error={"code": -32602, "message": "no logs here"})
         with pytest.raises(RailUnavailable):
             await shop.rail.verify(authorization, shop.offer)
 
 
-async def test_B05_the_search_ends_where_no_authorization_of_now_can_reach(own_chain: EvmDevnet) -> None:
-    chain = own_chain
-    chain.rpc("anvil_setBlockTimestampInterval", 60)
-    chain.rpc("anvil_mine", hex(2500))
-    chain.rpc("anvil_removeBlockTimestampInterval")
-    async with faulty_rpc(chain.rpc_url) as node, seller(chain, rpc=node.url) as shop:
-        authorization = shop.authorize(valid_before=int(time.time()) + 7000)
-        # The token says that it is used, and no event says where.
-        node.faults["eth_call"] = Fault(error={"code": 3, "message": "execution reverted: authorization is used"})
-        with pytest.raises(PaymentUsed) as used:
-            await shop.rail.verify(authorization, shop.offer)
-        assert used.value.reference == ""
-        assert node.seen["eth_getLogs"] <= 2
+async def test_B05_the_search_ends_where_no_authorization_of_now_can_reach(
+    chain: EvmDevnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evm_logs, "_SPAN", 20)
+    chain.mine(100)
+    for later, steps in ((0, 5), (10_000, 1)):
+        async with (
+            faulty_rpc(chain.rpc_url) as node,
+            seller(chain, rpc=node.url, clock=lambda later=later: time.time() + later) as shop,
+        ):
+            # The token says that it is used, and no event says where.
+            node.faults["eth_call"] = Fault(error={"code": 3, "message": "execution reverted: authorization is used"})
+            with pytest.raises(PaymentUsed) as used:
+                await shop.rail.verify(shop.authorize(), shop.offer)
+            assert used.value.reference == ""
+            assert node.seen["eth_getLogs"] in (steps, steps + 1)
 
 
 async def test_B05_cancelled_is_refused(chain: EvmDevnet) -> None:

@@ -26,6 +26,7 @@ challenge. While the transfer could go through we say nothing, because a fresh c
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +38,8 @@ from .evm_logs import Transferred, find_transfer, find_use
 from .evm_reads import Block, Chain, Receipt
 from .evm_verify import Verifier
 from .rpc import RpcRefused, RpcTrouble
+
+log = logging.getLogger("x402kit.evm")
 
 __all__ = ["Judge", "Verdict", "wanted_of"]
 
@@ -57,6 +60,11 @@ def wanted_of(claim: Claim) -> Transferred:
     """What the chain must show for a claim. Its payment id ends with the authorization's nonce."""
     nonce = bytes.fromhex(claim.payment_id.rpartition(":0x")[2])
     return Transferred(claim.asset.lower(), claim.payer.lower(), claim.pay_to.lower(), claim.amount, nonce)
+
+
+def _mismatch(claim: Claim, reference: str) -> Outcome:
+    log.error("ALERT: %s succeeded without the transfer of %d to %s (B12)", reference, claim.amount, claim.pay_to)
+    return Outcome("failed", reason=MISMATCH, reference=reference)
 
 
 class Judge:
@@ -87,7 +95,7 @@ class Judge:
         if depth < claim.confirmations:
             return Outcome("pending", reference=receipt.transaction, block=receipt.block, block_hash=receipt.block_hash)
         if log_index < 0:
-            return Outcome("failed", reason=MISMATCH, reference=receipt.transaction)
+            return _mismatch(claim, receipt.transaction)
         return Outcome(
             "settled",
             reference=receipt.transaction,
@@ -124,7 +132,7 @@ class Judge:
         if use.log_index >= 0:
             return self._by_receipt(claim, use.receipt, use.log_index, head.number - use.receipt.block)
         if use.receipt.transaction == claim.reference.lower():
-            return Outcome("failed", reason=MISMATCH, reference=claim.reference)
+            return _mismatch(claim, claim.reference)
         return Outcome("failed", reason=USED, reference=claim.reference)
 
     async def _nonce_spent(self, claim: Claim, block: Block) -> bool:

@@ -8,6 +8,7 @@ by such an empty transfer, at fees of that day, before its claim may end (evm_ou
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +22,8 @@ from .evm_reads import Chain, hex_data
 from .evm_wallet import Wallet
 from .port import Nonces
 from .rpc import RpcRefused, RpcTrouble
+
+log = logging.getLogger("x402kit.evm")
 
 __all__ = ["Sender"]
 
@@ -97,7 +100,6 @@ class Sender:
         """Broadcast. Failed only where this process made it, never tried to send it before, and the node refused it."""
         fresh = intent.reference in self._fresh
         self._fresh.pop(intent.reference, None)
-        pending = Outcome("pending", reference=intent.reference)
         try:
             await self._chain.send(intent.blob)
         except RpcTrouble as e:
@@ -109,8 +111,9 @@ class Sender:
             self.forget()
             if fresh and e.alone and _is_never(e.text):
                 return Outcome("failed", "transaction_failed", never_sent=True)
+            log.warning("broadcast of %s: %s", intent.reference, e)
             return Outcome("pending", str(e), intent.reference)
-        return pending
+        return Outcome("pending", reference=intent.reference)
 
     async def discard(self, intent: Intent, nonces: Nonces) -> None:
         """Release the nonce of something that was never broadcast: free, or used up where later ones wait for it."""
