@@ -68,6 +68,7 @@ class Delivery:
         self._kept: bytearray | None = bytearray()
         self._charged = False
         self._closed = False
+        self._withheld = False
         self._over = asyncio.Event()
         self._lost: OSError | None = None
         self._run_until = 0.0
@@ -77,7 +78,7 @@ class Delivery:
 
     async def __call__(self, message: Message) -> None:
         kind = message["type"]
-        if self.failure is not None:
+        if self.failure is not None or self._withheld:
             return
         if kind == "http.response.start":
             self._held = message
@@ -106,7 +107,7 @@ class Delivery:
             if self._charged and not self._closed:
                 await self._served()
             self._over.set()
-            if self.failure is not None:
+            if self.failure is not None or self._withheld:
                 return
         await self._begin()
         await self._out(message)
@@ -159,7 +160,10 @@ class Delivery:
             raise
 
     async def _served(self) -> None:
-        """Make the end durable. If the store can't, the goods go out all the same: the claim stays settled."""
+        """Make the end durable. What can't be written down does not go out: the payment stays good, to be shown again.
+
+        Of a stream only the end is left then, and it goes out all the same.
+        """
         claim = self._admission.claim
         now = int(time.time())
         columns: dict[str, Any] = {
@@ -177,7 +181,8 @@ class Delivery:
                 if not self.started:  # another serves this payment, and it is served once (I4)
                     self.failure = PaymentInProgress(reference=claim.reference)
         except ServerError:
-            log.exception("%s was served, and the store could not write it down", claim.payment_id)
+            log.exception("the store could not write down that %s is served", claim.payment_id)
+            self._withheld = not self.started
             await self._release()
 
     async def _begin(self) -> None:
