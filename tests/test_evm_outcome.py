@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.evm_payments import PAY_TO, PRICE, USDC, Seller, seller
+from tests.support.evm_payments import PAY_TO, PRICE, USDC, Seller, expire, seller, submit
 from tests.support.faulty_rpc import Fault, FaultyRpc, faulty_rpc
 from x402kit.devnet import EvmDevnet
 from x402kit.devnet.contracts import encode
 from x402kit.devnet.fiat_token import MINTER
 from x402kit.model import Claim, Intent, Json, Outcome
+from x402kit.networks import evm_chain
 from x402kit.networks.evm_abi import address_word, topic, transfer_data, word
 from x402kit.networks.evm_logs import Transferred, find_transfer
 from x402kit.networks.evm_reads import Log, Receipt
@@ -355,3 +356,39 @@ def test_B11_I3_a_transfer_counts_for_its_own_nonce_only(logs: list[Log], index:
     numbered = tuple(replace(log, index=i) for i, log in enumerate(logs))
     assert find_transfer(Receipt("0x", True, 1, "0x", numbered), WANTED) == index
     assert find_transfer(Receipt("0x", False, 1, "0x", numbered), WANTED) == -1
+
+
+async def test_B06_wait_looks_beyond_our_own_receipt_now_and_then(
+    chain: EvmDevnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evm_chain, "_FULL_LOOK_SECONDS", 0.1)
+    chain.set_automine(False)
+    async with seller(chain) as shop:
+        authorization = shop.authorize()
+        claim, _ = await shop.settle(authorization, seconds=0.05)
+        chain.rpc("anvil_dropTransaction", claim.reference)
+        waiting = asyncio.create_task(shop.rail.wait(claim, 5))
+        await asyncio.sleep(0.05)
+        theirs = submit(chain, transfer_data(authorization.body))
+        outcome = await waiting
+        assert (outcome.state, outcome.reference) == ("settled", theirs)
+
+
+async def test_B12_the_same_when_the_receipt_was_lost_first(chain: EvmDevnet) -> None:
+    async with faulty_rpc(chain.rpc_url) as node, seller(chain, rpc=node.url) as shop:
+        authorization = shop.authorize()
+        intent, claim = await shop.prepare(authorization)
+        chain.set_code(chain.usdc, emitting(used_by(authorization.body.nonce)))  # answers 1, "used", to every call
+        await shop.rail.send(intent)
+        chain.mine()
+        node.faults["eth_getTransactionReceipt"] = Fault(result=None, times=1)
+        assert await shop.rail.outcome(claim) == Outcome("failed", MISMATCH, claim.reference)
+
+
+async def test_a_spent_claim_without_its_transaction_waits_for_its_end(chain: EvmDevnet) -> None:
+    """As a facilitator's: we have its hash and not its bytes."""
+    async with seller(chain) as shop:
+        claim = (await reverted(shop))._replace(intent=b"", nonce=-1, wallet="")
+        assert (await shop.rail.outcome(claim)).state == "pending"
+        expire(chain)
+        assert (await shop.rail.outcome(claim)).state == "failed"

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 from eth_account import Account
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.evm_payments import USDC, seller
-from tests.support.faulty_rpc import faulty_rpc
+from tests.support.faulty_rpc import Fault, faulty_rpc
 from tests.support.nonces import MemoryNonces
 from x402kit.devnet import EvmDevnet
 from x402kit.errors import ConfigError, RailUnavailable
-from x402kit.networks.evm_abi import Transaction, parse_transaction
+from x402kit.model import Intent
+from x402kit.networks.evm import ERC6492_SUFFIX
+from x402kit.networks.evm_abi import Transaction, parse_transaction, revert_words, unwrap_6492
 from x402kit.networks.evm_wallet import Wallet
 
 
@@ -136,3 +140,38 @@ async def test_B15_a_signer_that_fails_gives_the_nonce_back(chain: EvmDevnet) ->
             await shop.prepare(shop.authorize())
         assert "secret" not in refused.value.detail
         assert shop.nonces.freed == [0]
+
+
+async def test_a_node_that_advises_no_tip_will_do(chain: EvmDevnet) -> None:
+    async with faulty_rpc(chain.rpc_url) as node, seller(chain, rpc=node.url) as shop:
+        node.faults["eth_maxPriorityFeePerGas"] = Fault(error={"code": -32601, "message": "method not found"})
+        await shop.rail.ready()
+        assert (await shop.settle(shop.authorize()))[1].state == "settled"
+
+
+async def test_an_intent_that_took_no_nonce_gives_none_back(chain: EvmDevnet) -> None:
+    async with seller(chain) as shop:
+        await shop.rail.discard(Intent("0x", b""), shop.nonces)
+        assert shop.nonces.freed == []
+
+
+@given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda junk: b"\x02\xf8" + junk))
+def test_any_bytes_are_a_transaction_or_a_value_error(junk: bytes) -> None:
+    with pytest.raises(ValueError, match="transaction"):
+        parse_transaction(junk)
+
+
+@given(st.binary(max_size=300))
+def test_B09_any_bytes_are_a_wrapper_or_a_value_error(junk: bytes) -> None:
+    for made in (junk, junk + ERC6492_SUFFIX):
+        try:
+            factory, inner = unwrap_6492(made)
+        except ValueError:
+            continue
+        assert len(factory) == 42
+        assert inner in made
+
+
+def test_reverted_words_that_we_do_not_know_have_no_reason() -> None:
+    assert revert_words("pausable: paused") == ""
+    assert revert_words("fiattokenv2: invalid signature") == "invalid_exact_evm_payload_signature"
