@@ -320,7 +320,7 @@ def test_a_route_with_a_mind_of_its_own_is_asked_each_time() -> None:
     assert not found(made, "GET", "/a")
 
 
-def test_I12_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("x402kit.asgi.routes._CACHE_MAX", 8)
     made = routes(Starlette(routes=[Route("/a/{x}", free)]), "/a/{x}")
     for n in range(50):
