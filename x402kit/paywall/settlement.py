@@ -138,11 +138,7 @@ class Settler:
                 wallet=intent.wallet,
                 nonce=intent.nonce,
             )
-            outcome = await rail.send(intent)
-            if outcome.state == "pending":
-                claim = claim._replace(reference=outcome.reference or claim.reference)  # a facilitator says it late
-                outcome = await rail.wait(claim, self._wait)
-            return await self._record_sent(claim, outcome, rail)
+            return await self._send(claim, intent, rail)
         except BaseException:
             # Whoever comes next, a showing or the timer, must find it free.
             with contextlib.suppress(ServerError):
@@ -168,12 +164,16 @@ class Settler:
             raise PaymentInProgress("claim_lost")
         return intent
 
-    async def _record_sent(self, claim: Claim, outcome: Outcome, rail: Rail) -> Claim:
+    async def _send(self, claim: Claim, intent: Intent, rail: Rail) -> Claim:
         try:
+            outcome = await rail.send(intent)
+            if outcome.state == "pending":
+                claim = claim._replace(reference=outcome.reference or claim.reference)  # a facilitator says it late
+                outcome = await rail.wait(claim, self._wait)
             return await self.record(claim, outcome, rail)
         except RailUnavailable as e:
-            # It was sent, and the store can't say what became of it: not the 503 of before the sending.
-            raise OutcomeUnknown("store_unavailable", reference=claim.reference) from e
+            # It was sent, and rail or store can't say what became of it: not the 503 of before the sending.
+            raise OutcomeUnknown(e.reason, reference=claim.reference) from e
 
     async def record(self, claim: Claim, outcome: Outcome, rail: Rail) -> Claim:
         """Write down what became of a settlement. What can't be written now is found again by ``reconcile``."""
