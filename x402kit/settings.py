@@ -45,7 +45,7 @@ class EvmSettings(BaseModel):
 
     model_config = _FROZEN
 
-    rpc_url: str = Field(pattern=r"^https?://\S+$")
+    rpc_url: str = Field(pattern=r"^https?://\S+$", repr=False)  # it may hold a token (I11)
     pay_to: str = Field(pattern=r"^0x[0-9a-fA-F]{40}$")
     key: SecretStr
     network: str = Field(pattern=r"^eip155:[1-9][0-9]{0,18}$")

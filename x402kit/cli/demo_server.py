@@ -42,7 +42,8 @@ def serve(rails: Iterable[DemoRail]) -> Generator[Seller]:
             url = next(word for word in server.announcement.split() if word.startswith("http://"))
             yield Seller(url, server.said)
         finally:
-            server.stop(_STOP_SECONDS)
+            server.terminate(_STOP_SECONDS)
+            server.stop()
 
 
 def _example() -> tuple[str, Path]:

@@ -20,7 +20,6 @@ from ..client import (
     PayerError,
     PaymentInfo,
     PaymentNotAccepted,
-    PaymentOutcomeUnknown,
     PolicyRefused,
     TooDear,
     payment_of,
@@ -46,7 +45,7 @@ Exit status:
   2  the command or its set-up is wrong
   3  refused: by the limits, or no offer can be paid, or the server does not accept the payment
   4  too dear: more than --max-amount or --max-per-day; nothing was signed
-  5  the payment was shown and its outcome is not known: run the same command again
+  5  the payment was shown, and it is open what became of it: run the same command again
 """
 _AMOUNT: Final = re.compile(r"\$?\d+\.\d+\Z|\$\d+\Z", re.ASCII)
 _OPEN: Final = ("signed", "unknown")
@@ -95,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (PayerError, httpx.HTTPError, httpx.InvalidURL, OSError) as e:
         return _failed(payer, e, words)
     except KeyboardInterrupt as e:
-        if not isinstance(e.__cause__, PaymentOutcomeUnknown):
+        if not _open_payment(payer, e):
             raise
         return _failed(payer, e, words)
 
@@ -110,8 +109,13 @@ def _exchange(payer: Payer, arguments: argparse.Namespace, words: bool) -> int:
     ):
         if arguments.include:
             out.write(_head(answer))
+        last = b""
         for chunk in answer.iter_bytes():
             out.write(chunk)
+            out.flush()
+            last = chunk
+        if last and not last.endswith(b"\n") and out.isatty():
+            out.write(b"\n")
             out.flush()
     info = payment_of(answer)
     if info is not None:
@@ -130,20 +134,20 @@ def _status(payer: Payer, status: int, info: PaymentInfo | None, words: bool) ->
     if state in _OPEN:
         _say(words, "outcome_unknown", f"status {status}, and the payment's outcome is not known", info.reference)
         return UNKNOWN
-    if state != "accepted":
+    if state == "used":
         _say(words, "not_accepted", f"status {status}: the payment was not accepted", info.reference)
         return REFUSED
+    if state == "refused":
+        _say(words, "error", f"status {status}; the payment was not taken", info.reference)
     return OK if status < 400 else ERROR
 
 
 def _failed(payer: Payer, fault: BaseException, words: bool) -> int:
     """Say what went wrong, and what it means for the money."""
-    unknown = fault if isinstance(fault, PaymentOutcomeUnknown) else fault.__cause__
-    reference = getattr(fault, "reference", "")
-    doubtful = isinstance(fault, PaymentNotAccepted) and _state(payer, reference) in _OPEN
-    if isinstance(unknown, PaymentOutcomeUnknown) or doubtful:
-        reference = getattr(unknown, "reference", "") or reference
-        _say(words, "outcome_unknown", f"{fault}; the same command shows the same payment again", reference)
+    reference = _open_payment(payer, fault)
+    if reference:
+        why = str(fault) or type(fault).__name__
+        _say(words, "outcome_unknown", f"{why}; the same command shows the same payment again", reference)
         return UNKNOWN
     kinds: tuple[tuple[type[BaseException], str, int], ...] = (
         (TooDear, "too_dear", TOO_DEAR),
@@ -152,8 +156,15 @@ def _failed(payer: Payer, fault: BaseException, words: bool) -> int:
         (PaymentNotAccepted, "not_accepted", REFUSED),
     )
     code, status = next(((code, status) for kind, code, status in kinds if isinstance(fault, kind)), ("error", ERROR))
-    _say(words, code, str(fault) or type(fault).__name__, reference)
+    _say(words, code, str(fault) or type(fault).__name__, getattr(fault, "reference", ""))
     return status
+
+
+def _open_payment(payer: Payer, fault: BaseException) -> str:
+    """The payment that was in use when this went wrong, where its outcome is open: the client notes it on the error."""
+    told = " ".join([getattr(fault, "reference", ""), *getattr(fault, "__notes__", ())])
+    found = (p.reference for p in payer.payments(only_open=True) if p.state in _OPEN and p.reference in told)
+    return next(found, "")
 
 
 def _state(payer: Payer, reference: str) -> str:

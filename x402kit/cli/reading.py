@@ -23,6 +23,9 @@ _KINDS: Final = (("accepts", "payment-required"), ("payload", "payment"), ("succ
 def read(text: str, report: Report) -> Json | None:
     """The object in a header's value, a whole header line, or plain JSON; None when there is none."""
     text = _NAMED.sub("", text.strip(), count=1).strip()
+    if not text:
+        report.problem("empty", "there is nothing to read")
+        return None
     data = text.encode() if text.startswith("{") else _decoded(text, report)
     obj = _parsed(data, report)
     if obj is None:

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .errors import DevnetError
 
@@ -26,7 +27,9 @@ _LOG_BYTES = 64 * 1024
 class Server:
     """One running server; ``announcement`` is the line with which it said that it listens."""
 
-    def __init__(self, command: Sequence[str], *, ready: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], *, ready: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
         """Starts it and waits for the first line that contains ``ready``. Raises DevnetError."""
         self._name = command[0]
         # To a file and not a pipe: nobody has to read on for the server not to block.
@@ -38,6 +41,7 @@ class Server:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is ours to handle first
             env=env,
+            cwd=cwd,
         )
         try:
             self.announcement = self._wait_for(ready)
@@ -55,12 +59,14 @@ class Server:
         """Whether the process is there."""
         return self._process.poll() is None
 
-    def stop(self, grace: float = 0.0) -> None:
-        """Kills it, after ``grace`` seconds in which it may end by itself, and waits; may be called again."""
-        if grace:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(grace)
+    def terminate(self, seconds: float) -> None:
+        """Asks it to end, and waits so long for that; ``stop`` must follow."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+    def stop(self) -> None:
+        """Kills it and waits for its end; may be called again."""
         self._process.kill()
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):

@@ -1,0 +1,173 @@
+"""`make demo`, from a clone and from an installed wheel: it ends by itself, and its sums are right."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import environment, on_terminal, run, started
+from tests.support.example import ROOT
+from x402kit.cli import demo, main
+from x402kit.cli.demo_rails import EvmDemo
+from x402kit.devnet import DevnetError
+from x402kit.money import Asset, parse_units
+
+MONEY = r"(\d+\.\d{6}) USDC"
+
+
+def amounts(pattern: str, text: str) -> list[int]:
+    """All that a pattern finds, in atomic units, line by line and group by group."""
+    return [
+        parse_units(amount, 6)
+        for match in re.finditer(pattern.replace("MONEY", MONEY), text, re.MULTILINE)
+        for amount in match.groups()
+    ]
+
+
+def is_gone(url: str) -> bool:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=2)
+    try:
+        connection.connect()
+    except OSError:
+        return True
+    connection.close()
+    return False
+
+
+def check(text: str) -> None:
+    """The demo's own sums again, from what it printed."""
+    asked = amounts(r"^   402    asks MONEY on base \(eip155:8453\) to 0xf39F", text)
+    paid = amounts(r"^   paid   MONEY in block \d+, transaction 0x[0-9a-f]{64}$", text)
+    payer_before, seller_before = amounts(r"^before   payer MONEY, seller MONEY$", text)
+    payer_after, seller_after = amounts(r"^after    payer MONEY, seller MONEY$", text)
+    assert asked == paid
+    assert len(paid) == 3
+    assert len(set(re.findall(r"transaction (0x[0-9a-f]{64})", text))) == 3
+    assert (payer_before - payer_after, seller_after - seller_before) == (sum(paid), sum(paid))
+    assert amounts(r"^         the \w+\s+(?:paid|got)?\s*MONEY$", text) == [sum(paid)] * 4
+    assert '200    {"city":"Lisbon"' in text
+    assert len(re.findall(r"^   200    You asked: ", text, re.MULTILINE)) == 2
+    assert "It adds up." in text
+    assert all(is_gone(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", text))
+
+
+def test_demo_pays_and_its_sums_are_right() -> None:
+    done = run("demo")
+    assert (done.status, done.err) == (0, "")
+    assert "\x1b" not in done.out
+    check(done.out)
+    seconds = re.search(r"stopped again\. (\d+\.\d) s\.", done.out)
+    assert seconds is not None
+    assert float(seconds[1]) < 30  # 0.9 s on an idle machine
+
+
+def test_demo_on_a_terminal_has_the_same_lines_in_colours() -> None:
+    shown = on_terminal("demo")
+    assert shown.status == 0
+    assert "\x1b[1m" in shown.out
+    check(re.sub(r"\x1b\[\d+m", "", shown.out))
+
+
+def test_demo_from_an_installed_wheel(tmp_path: Path) -> None:
+    built = subprocess.run(
+        (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "site")
+    done = subprocess.run(
+        (sys.executable, "-m", "x402kit", "demo"),
+        cwd=tmp_path,
+        env=environment({"PYTHONPATH": str(tmp_path / "site")}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    check(done.stdout)
+
+
+def test_demo_stops_everything_when_it_is_interrupted() -> None:
+    with started("demo") as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[1].rstrip(",")
+        process.send_signal(signal.SIGTERM)
+        rest, complaints = process.communicate(timeout=20)
+    assert (process.returncode, complaints) == (130, "")
+    urls = [url, *re.findall(r"http://127\.0\.0\.1:\d+", rest)]
+    assert all(is_gone(each) for each in urls)
+
+
+class Pickpocket(EvmDemo):
+    """A chain that shows a balance which is off by one."""
+
+    def balance_of(self, address: str) -> int:
+        found = super().balance_of(address)
+        return found - 1 if found and address == self.seller else found
+
+
+class Thief(EvmDemo):
+    """A seller whose pay_to is not who the payer should pay."""
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "X402KIT_EVM_PAY_TO": "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"}
+
+
+class Broken(EvmDemo):
+    """A seller without its key: it doesn't start."""
+
+    def environment(self) -> dict[str, str]:
+        return {name: value for name, value in super().environment().items() if name != "X402KIT_EVM_KEY"}
+
+
+class Elsewhere(EvmDemo):
+    """A demo that looks for transfers of another token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asset = Asset(self.asset.network, self.seller, "OTHER", 6)
+
+
+@pytest.mark.parametrize("rail", [Pickpocket, Thief])
+def test_demo_fails_when_the_sums_are_wrong(
+    rail: type[EvmDemo], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "RAILS", (rail,))
+    assert main(["demo"]) == 1
+    assert "It does not add up." in capsys.readouterr().out
+
+
+def test_demo_fails_when_the_chain_knows_nothing_of_the_transfer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "RAILS", (Elsewhere,))
+    assert main(["demo"]) == 1
+    told = capsys.readouterr().err
+    assert "is no transfer of OTHER" in told
+    assert "the seller's log" in told
+
+
+def test_demo_shows_why_the_seller_did_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "RAILS", (Broken,))
+    assert main(["demo"]) == 1
+    assert "X402KIT_EVM_KEY" in capsys.readouterr().err
+
+
+def test_a_transaction_that_is_not_there_is_no_transfer() -> None:
+    with EvmDemo() as rail, pytest.raises(DevnetError, match="is no transfer of USDC"):
+        rail.transfer("0x" + "00" * 32)

@@ -1,0 +1,393 @@
+"""The examples as they are served and run: over uvicorn, with our payer, the openai SDK, and a real chain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx2
+import openai
+import pytest
+
+from tests.support.commands import environment, run
+from tests.support.example import ROOT, seller_of, served
+from x402kit.client import Limits, Payer, payment_of
+from x402kit.devnet import EvmDevnet
+from x402kit.money import format_units, parse_units
+from x402kit.protocols.x402 import decode_header
+
+INPUT, OUTPUT, MINIMUM = 5, 20, 500
+"""Atomic units of USDC: for a token read, for a token written, for a call."""
+HELLO = [{"role": "user", "content": "Hello there, how are you?"}]
+HELLO_TOKENS = 8
+"""Hello, there "," how are you "?", and one for the role."""
+
+
+@pytest.fixture(scope="module")
+def chain() -> Iterator[EvmDevnet]:
+    """A chain of this module's own: the seller's ledger must not outlive a snapshot."""
+    with EvmDevnet() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("seller") / "payments.db"
+
+
+@pytest.fixture(scope="module")
+def url(chain: EvmDevnet, ledger: Path) -> Iterator[str]:
+    with served("examples.inference:app", seller_of(chain, ledger)) as found:
+        yield found
+
+
+@pytest.fixture
+def payer(chain: EvmDevnet) -> Iterator[Payer]:
+    made = Payer(chain.accounts[1].private_key, limits=Limits(per_call="$0.50"), allow_insecure=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(url: str, payer: Payer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, transport=payer.transport(), timeout=30) as made:
+        yield made
+
+
+@pytest.fixture
+def unpaid(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=30) as made:
+        yield made
+
+
+@pytest.fixture
+def spent(chain: EvmDevnet) -> Iterator[Any]:
+    """What the payer has paid since the test began; at its end the seller must have got all of it."""
+
+    def moved() -> tuple[int, int]:
+        payer, seller = (chain.balance_of(account.address) for account in chain.accounts[1::-1])
+        return payer, seller
+
+    before = moved()
+    yield lambda: before[0] - moved()[0]
+    after = moved()
+    assert before[0] - after[0] == after[1] - before[1]
+
+
+def asked(answer: httpx.Response) -> int:
+    assert answer.status_code == 402, answer.text
+    return int(decode_header(answer.headers["payment-required"])["accepts"][0]["amount"])
+
+
+# Prices
+
+
+def test_the_model_and_its_prices_are_free_to_see(unpaid: httpx.Client) -> None:
+    answer = unpaid.get("/v1/models")
+    (model,) = answer.json()["data"]
+    assert (answer.status_code, model["id"], model["object"]) == (200, "demo", "model")
+    assert model["pricing"] == {
+        "input_token": "$0.000005",
+        "output_token": "$0.00002",
+        "minimum": "$0.0005",
+        "currency": "USD",
+    }
+    assert (model["max_output_tokens"], model["default_output_tokens"]) == (4096, 256)
+
+
+@pytest.mark.parametrize(
+    ("cap", "most"),
+    [
+        ({}, 256),
+        ({"max_tokens": None}, 256),
+        ({"max_tokens": 100}, 100),
+        ({"max_completion_tokens": 4096}, 4096),
+        ({"max_tokens": 50, "max_completion_tokens": 60}, 60),
+    ],
+)
+def test_a_chat_costs_what_it_can_cost_at_most(unpaid: httpx.Client, cap: dict[str, Any], most: int) -> None:
+    answer = unpaid.post("/v1/chat/completions", json={"model": "demo", "messages": HELLO, **cap})
+    assert asked(answer) == HELLO_TOKENS * INPUT + most * OUTPUT
+
+
+def test_prices_count_the_prompt_and_have_a_minimum(unpaid: httpx.Client) -> None:
+    body = {"model": "demo", "messages": HELLO, "max_tokens": 1}
+    assert asked(unpaid.post("/v1/chat/completions", json=body)) == MINIMUM
+    parts = [{"type": "text", "text": "a b c d "}, {"type": "text", "text": "e" * 80}]
+    body = {**body, "messages": [*HELLO, {"role": "user", "content": parts}], "max_tokens": 30}
+    assert asked(unpaid.post("/v1/chat/completions", json=body)) == (HELLO_TOKENS + 1 + 4 + 10) * INPUT + 30 * OUTPUT
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model": "gpt"}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"max_tokens": 4097}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 2}, "n"),
+    ],
+)
+def test_what_can_not_be_served_is_refused_unpaid(client: httpx.Client, spent: Any, changes: Any, field: str) -> None:
+    body = {"model": "demo", "messages": HELLO, **changes}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, spent()) == (400, 0)
+    assert answer.json()["reason"].startswith(field)
+
+
+def test_errors_of_the_app_have_openais_shape(unpaid: httpx.Client) -> None:
+    for path, status in (("/v1/generation-requests/none", 404), ("/v1/nothing", 404)):
+        answer = unpaid.get(path)
+        assert answer.status_code == status
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert unpaid.delete("/v1/models").json()["error"]["message"] == "Method Not Allowed"
+
+
+# Calls
+
+
+def test_the_weather_has_a_fixed_price(client: httpx.Client, spent: Any) -> None:
+    answer = client.get("/v1/weather", params={"city": "Rome"})
+    assert answer.json() == {"city": "Rome", "weather": "sunny", "temperature_c": 24}
+    info = payment_of(answer)
+    assert info is not None
+    assert info.verified
+    assert (info.amount, spent()) == (10_000, 10_000)
+
+
+def test_a_chat_counts_its_tokens_and_honours_the_cap(client: httpx.Client, spent: Any) -> None:
+    body = {"model": "demo", "messages": HELLO, "max_tokens": 12}
+    made = client.post("/v1/chat/completions", json=body).json()
+    (choice,) = made["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["content"] == "You asked: Hello there, how are you. I am"
+    assert made["usage"] == {"prompt_tokens": HELLO_TOKENS, "completion_tokens": 12, "total_tokens": HELLO_TOKENS + 12}
+    whole = client.post("/v1/chat/completions", json={**body, "max_tokens": 1_000}).json()
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert 12 < whole["usage"]["completion_tokens"] < 1_000
+    assert spent() == MINIMUM + HELLO_TOKENS * INPUT + 1_000 * OUTPUT
+
+
+def events(answer: httpx.Response) -> list[Any]:
+    lines = [line for line in answer.text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_a_streamed_chat_says_the_same_and_ends_with_its_usage(client: httpx.Client) -> None:
+    body = {"model": "demo", "messages": HELLO, "max_tokens": 25}
+    plain = client.post("/v1/chat/completions", json=body).json()
+    answer = client.post(
+        "/v1/chat/completions", json={**body, "stream": True, "stream_options": {"include_usage": True}}
+    )
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *chunks, last = events(answer)
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == plain["choices"][0]["message"]["content"]
+    assert [chunk["usage"] for chunk in chunks] == [None] * len(chunks)
+    assert (last["choices"], last["usage"]) == ([], plain["usage"])
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    without = events(client.post("/v1/chat/completions", json={**body, "stream": True}))
+    assert all("usage" not in chunk for chunk in without)
+    assert len(without) == len(chunks)
+
+
+def test_a_stream_streams(client: httpx.Client) -> None:
+    body = {"model": "demo", "messages": HELLO, "stream": True}
+    times: list[float] = []
+    with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        times.extend(time.monotonic() for _ in answer.iter_raw())
+    assert len(times) > 20
+    assert times[-1] - times[0] > 0.05
+
+
+def test_images_are_paid_when_asked_for_and_fetched_when_done(
+    client: httpx.Client, unpaid: httpx.Client, spent: Any
+) -> None:
+    body = {"requests": [{"type": "image", "model": "demo", "prompt": "a <cat>"}, {"prompt": "a dog"}]}
+    answer = client.post("/v1/generation-requests", params={"wait": "false"}, json=body)
+    assert (answer.status_code, spent()) == (202, 40_000)
+    job = answer.json()
+    assert job["status"] == "queued"
+    assert re.fullmatch(r"gen_[\w-]{32}", job["request_id"])
+    place = answer.headers["location"]
+    assert place == f"/v1/generation-requests/{job['request_id']}"
+    assert unpaid.get(place).json()["status"] == "running"
+    time.sleep(job["poll_after_seconds"])
+    done = unpaid.get(place).json()
+    assert done["status"] == "succeeded"
+    assert [result["prompt"] for result in done["results"]] == ["a <cat>", "a dog"]
+    assert "a &lt;cat&gt;" in done["results"][0]["svg"]
+    assert unpaid.post("/v1/generation-requests", json={"requests": []}).status_code == 400
+
+
+def test_a_job_that_was_paid_for_outlives_a_restart(tmp_path: Path, payer: Payer) -> None:
+    with EvmDevnet() as chain:  # a settlement wallet belongs to one ledger
+        env = seller_of(chain, tmp_path / "payments.db")
+        with (
+            served("examples.inference:app", env) as url,
+            httpx.Client(base_url=url, transport=payer.transport()) as client,
+        ):
+            answer = client.post("/v1/generation-requests", json={"requests": [{"prompt": "a cat"}]})
+        with served("examples.inference:app", env) as url:
+            assert httpx.get(url + answer.headers["location"]).json()["status"] in ("running", "succeeded")
+
+
+def test_without_a_rail_it_says_what_to_set() -> None:
+    done = subprocess.run(
+        (sys.executable, "-m", "uvicorn", "examples.inference:app", "--app-dir", str(ROOT)),
+        env=environment({"X402KIT_ENV": "devnet"}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode != 0
+    assert "X402KIT_EVM_RPC_URL" in done.stderr
+
+
+# The openai SDK, unchanged
+
+
+def test_the_openai_sdk_pays(url: str, payer: Payer, spent: Any) -> None:
+    http = httpx2.Client(transport=payer.httpx2_transport())
+    with openai.OpenAI(base_url=url + "/v1", api_key="-", http_client=http) as sdk:
+        assert [model.id for model in sdk.models.list()] == ["demo"]
+        raw = sdk.chat.completions.with_raw_response.create(
+            model="demo", messages=[{"role": "user", "content": "hi"}], max_tokens=5
+        )
+        info = payment_of(raw.http_response)
+        assert info is not None
+        assert info.verified
+        made = raw.parse()
+        assert made.choices[0].message.content == "You asked: hi."
+        assert made.usage is not None
+        assert made.usage.completion_tokens == 5
+        with pytest.raises(openai.BadRequestError):
+            sdk.chat.completions.create(model="gpt", messages=[{"role": "user", "content": "hi"}])
+    assert spent() == MINIMUM
+
+
+def test_the_openai_sdk_pays_for_a_stream(url: str, payer: Payer, spent: Any) -> None:
+    http = httpx2.Client(transport=payer.httpx2_transport())
+    with openai.OpenAI(base_url=url + "/v1", api_key="-", http_client=http) as sdk:
+        stream = sdk.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": "hi"}],
+            max_completion_tokens=5,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "You asked: hi."
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 2 + 5
+    assert spent() == MINIMUM
+
+
+def test_the_async_openai_sdk_pays(url: str, payer: Payer, spent: Any) -> None:
+    async def talk() -> list[str | None]:
+        http = httpx2.AsyncClient(transport=payer.async_httpx2_transport())
+        async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="-", http_client=http) as sdk:
+            calls = (
+                sdk.chat.completions.create(
+                    model="demo", messages=[{"role": "user", "content": f"{n}"}], max_tokens=5
+                )
+                for n in range(8)
+            )
+            return [made.choices[0].message.content for made in await asyncio.gather(*calls)]
+
+    assert asyncio.run(talk()) == [f"You asked: {n}." for n in range(8)]
+    assert spent() == 8 * MINIMUM
+
+
+# The command line against it
+
+
+def test_pay_and_inspect_on_a_real_chain(url: str, chain: EvmDevnet, tmp_path: Path, spent: Any) -> None:
+    env = {"X402KIT_EVM_KEY": chain.accounts[1].private_key, "XDG_STATE_HOME": str(tmp_path)}
+    done = run("inspect", "--allow-insecure", f"{url}/v1/weather")
+    assert (done.status, json.loads(done.out)["problems"]) == (0, [])
+    done = run("pay", "--allow-insecure", f"{url}/v1/weather", env=env)
+    assert (done.status, json.loads(done.out)["weather"]) == (0, "sunny")
+    receipt = json.loads(done.err)
+    found: Any = chain.rpc("eth_getTransactionReceipt", receipt["transaction"])
+    assert found["status"] == "0x1"
+    assert spent() == int(receipt["amount"]) == 10_000
+    assert run("pay", "--allow-insecure", f"{url}/v1/weather?again", "--max-amount", "0.001", env=env).status == 4
+    assert run("pay", "--allow-insecure", f"{url}/v1/nothing", env=env).status == 1
+    assert spent() == 10_000
+
+
+# The agent, and the README's server and client
+
+
+def script(name: str, *arguments: str, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (sys.executable, str(ROOT / "examples" / name), *arguments),
+        env=environment(env),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_agent_stays_within_its_budget_and_says_what_it_spent(
+    url: str, chain: EvmDevnet, tmp_path: Path, spent: Any
+) -> None:
+    env = {"X402KIT_EVM_KEY": chain.accounts[1].private_key}
+    done = script("agent.py", url, "$0.03", env=env, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    total = sum(parse_units(text, 6) for text in re.findall(r"^  paid \$([\d.]+) for ", done.stdout, re.MULTILINE))
+    assert 20_000 < total <= 30_000
+    assert spent() == total
+    dollars = format_units(total, 6)
+    assert f"Spent ${dollars} in this run, ${dollars} today, of $0.03 a day." in done.stdout
+    assert "The budget is used up" in done.stdout
+    again = script("agent.py", url, "$0.03", env=env, cwd=tmp_path)
+    assert again.returncode == 0
+    assert f"Spent $0 in this run, ${dollars} today" in again.stdout
+    assert spent() == total
+
+
+def test_the_agent_ends_its_work_when_there_is_money(url: str, chain: EvmDevnet, tmp_path: Path) -> None:
+    done = script("agent.py", url, "$1", env={"X402KIT_EVM_KEY": chain.accounts[1].private_key}, cwd=tmp_path)
+    assert "The work is done." in done.stdout
+    assert done.stdout.count("  paid $") == 12
+
+
+def test_the_agent_without_a_seller(chain: EvmDevnet, tmp_path: Path) -> None:
+    env = {"X402KIT_EVM_KEY": chain.accounts[1].private_key}
+    done = script("agent.py", "http://127.0.0.1:9", env=env, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Stopped: " in done.stdout
+
+
+def test_the_weather_server_and_client_run_as_printed(tmp_path: Path) -> None:
+    with EvmDevnet() as chain:
+        env = {name: value for name, value in seller_of(chain, tmp_path).items() if name.startswith("X402KIT_EVM_")}
+        client_env = {"X402KIT_EVM_KEY": chain.accounts[1].private_key}
+        with served("examples.weather_server:app", env, cwd=tmp_path) as url:
+            done = script("weather_client.py", f"{url}/weather", env=client_env, cwd=tmp_path)
+        assert chain.balance_of(chain.accounts[0].address) == 10_000
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("{'weather': 'sunny'}\nPaymentInfo(")
+    assert "verified=True" in done.stdout
+
+
+def test_readme_shows_the_examples_as_they_are() -> None:
+    """A block of README under a comment that names an example is that example."""
+    readme = (ROOT / "README.md").read_text()
+    for name, block in re.findall(r"<!-- (examples/\w+\.py) -->\n```python\n(.*?)```", readme, re.DOTALL):
+        assert (ROOT / name).read_text() == block, name

@@ -1,0 +1,96 @@
+"""The X402KIT_* environment: what it makes, and each way in which it can be wrong, told without showing a value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from x402kit.errors import ConfigError
+from x402kit.settings import Settings
+
+PAY_TO = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
+KEY = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"
+EVM = {
+    "X402KIT_EVM_RPC_URL": "http://127.0.0.1:8545",
+    "X402KIT_EVM_PAY_TO": PAY_TO,
+    "X402KIT_EVM_KEY": KEY,
+}
+DEVNET = {"X402KIT_ENV": "devnet", **EVM}
+MAINNET = {
+    **EVM,
+    "X402KIT_ENV": "mainnet",
+    "X402KIT_ORIGIN": "https://api.example.com",
+    "X402KIT_EVM_RPC_URL": "https://node.example.com/v1?token=abc",
+}
+
+
+def read(**changes: str) -> Settings:
+    return Settings.from_env({**DEVNET, **{f"X402KIT_{name}": value for name, value in changes.items()}})
+
+
+def test_the_variables_make_a_paywall(tmp_path: Path) -> None:
+    settings = read(LEDGER=str(tmp_path / "p.db"), ORIGIN="http://127.0.0.1:8000", SECRET="x" * 16, SERVICE="shop")
+    (rail,) = settings.rails()
+    assert (rail.network, rail.pay_to, rail.asset.symbol) == ("eip155:8453", PAY_TO, "USDC")
+    assert settings.paywall().origin == "http://127.0.0.1:8000"
+    assert settings.service == "shop"
+    assert not (tmp_path / "p.db").exists()
+
+
+def test_what_is_not_set_has_its_default() -> None:
+    settings = read()
+    assert (settings.ledger, settings.origin, settings.service, settings.secret) == ("payments.db", "", "x402kit", None)
+    assert read(ORIGIN="", SECRET=" ").secret is None
+    assert Settings.from_env({"PATH": "/bin"}).env == "testnet"
+
+
+def test_it_reads_the_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in DEVNET.items():
+        monkeypatch.setenv(name, value)
+    assert Settings.from_env() == Settings.from_env(DEVNET)
+
+
+def test_L07_each_environment_has_its_network() -> None:
+    testnet = Settings.from_env({**EVM, "X402KIT_EVM_RPC_URL": "https://node.example.com"})
+    assert testnet.rails()[0].network == "eip155:84532"
+    assert Settings.from_env(MAINNET).rails()[0].network == "eip155:8453"
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({**DEVNET, "X402KIT_ENV": "production"}, "X402KIT_ENV"),
+        ({**DEVNET, "X402KIT_EVM_RPC_URL": "https://node.example.com"}, "X402KIT_EVM_RPC_URL: .*this machine"),
+        ({**DEVNET, "X402KIT_EVM_RPC_URL": "ipc:///x"}, "X402KIT_EVM_RPC_URL"),
+        ({**DEVNET, "X402KIT_EVM_PAY_TO": "0x12"}, "X402KIT_EVM_PAY_TO"),
+        ({**DEVNET, "X402KIT_EVM_NETWORK": "base"}, "X402KIT_EVM_NETWORK"),
+        ({**DEVNET, "X402KIT_EVM_PAYTO": PAY_TO}, "X402KIT_EVM_PAYTO"),
+        ({**DEVNET, "X402KIT_LEDGER": "postgresql://db/x"}, "X402KIT_LEDGER"),
+        ({**DEVNET, "X402KIT_SVM_KEY": "x"}, "X402KIT_SVM"),
+        ({**EVM, "X402KIT_EVM_NETWORK": "eip155:8453"}, "X402KIT_EVM_NETWORK: eip155:8453 .*testnet"),
+        ({**MAINNET, "X402KIT_EVM_NETWORK": "eip155:84532"}, "X402KIT_EVM_NETWORK: eip155:84532 .*mainnet"),
+        ({**MAINNET, "X402KIT_ORIGIN": ""}, "X402KIT_ORIGIN"),
+        ({**MAINNET, "X402KIT_ORIGIN": "http://api.example.com"}, "X402KIT_ORIGIN"),
+        ({"X402KIT_ENV": "devnet", "X402KIT_EVM_KEY": KEY}, "X402KIT_EVM_RPC_URL.*; X402KIT_EVM_PAY_TO"),
+    ],
+)
+def test_a_fault_names_its_variable(environ: dict[str, str], names: str) -> None:
+    with pytest.raises(ConfigError, match=names) as raised:
+        Settings.from_env(environ)
+    assert "abc" not in str(raised.value)
+    assert KEY[2:] not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["0x12", KEY[:-1] + "g", "0x" + "0" * 64])
+def test_I11_a_wrong_key_is_not_shown(key: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read(EVM_KEY=key).paywall()
+    assert key not in str(raised.value)
+    assert KEY not in repr(read())
+    assert "token" not in repr(Settings.from_env(MAINNET))
+
+
+def test_without_any_rail_the_variables_are_named() -> None:
+    with pytest.raises(ConfigError, match="X402KIT_EVM_RPC_URL"):
+        Settings.from_env({"X402KIT_ENV": "devnet"}).paywall()
