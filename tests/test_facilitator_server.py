@@ -29,6 +29,8 @@ from x402kit.model import BYTES_NESTED_MAX, Json
 from x402kit.networks import Base, EvmRail
 from x402kit.networks.port import Rail
 
+KEYED = {**BEARER, "Idempotency-Key": "what the tests repeat"}
+
 
 @pytest.fixture
 def front(chain: EvmDevnet, tmp_path: Path) -> Generator[Front]:
@@ -38,7 +40,7 @@ def front(chain: EvmDevnet, tmp_path: Path) -> Generator[Front]:
 
 @pytest.fixture
 async def http(front: Front) -> AsyncGenerator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as client:
         yield client
 
 
@@ -335,11 +337,11 @@ async def test_C08_what_was_settled_is_answered_after_its_end_and_after_a_restar
     store = tmp_path / "facilitator.db"
     made = body(_signed(chain, valid_before=int(time.time()) + 7))
     with facilitating(chain, store) as front:
-        async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             first = (await http.post("/settle", json=made)).json()
     await asyncio.sleep(2)
     with facilitating(chain, store) as front:
-        async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             verified = (await http.post("/verify", json=made)).json()
             assert verified["invalidReason"] == _PREFIX + "authorization_valid_before"
             assert (await http.post("/settle", json=made)).json() == first
@@ -368,7 +370,7 @@ async def test_C05_a_payment_that_one_caller_settled_is_not_anothers(chain: EvmD
     with serving(app) as url:
         answers: list[Json] = []
         for token in ("the first seller's token", "the second's token", "the first seller's token"):
-            async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}) as http:
+            async with httpx.AsyncClient(base_url=url, headers={**KEYED, "Authorization": f"Bearer {token}"}) as http:
                 answers.append((await http.post("/settle", json=made)).json())
     assert [answer["success"] for answer in answers] == [True, False, True]
     assert answers[1]["errorReason"] == "payment_already_used"
@@ -394,10 +396,31 @@ async def test_C01_of_many_at_once_one_settles_and_all_are_told(
     assert (settlements(chain), chain.balance_of(PAY_TO), claims(front.store)) == (1, PRICE, ["served"])
 
 
+async def test_C01_without_a_key_one_of_many_is_told_of_the_success(chain: EvmDevnet, front: Front) -> None:
+    """To a server that keeps no record of payments two successes are two deliveries."""
+    made = body(_signed(chain))
+    async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        answers = await asyncio.gather(*(http.post("/settle", json=made) for _ in range(12)))
+        late = (await http.post("/settle", json=made, headers={"Idempotency-Key": "another"})).json()
+    said = sorted((answer.json() for answer in answers), key=lambda each: each["success"])
+    assert [each["success"] for each in said] == [False] * 11 + [True]
+    for each in (*said[:11], late):
+        assert (each["errorReason"], each["transaction"]) == ("duplicate_settlement", said[-1]["transaction"])
+    assert settlements(chain) == 1
+
+
+async def test_C01_a_success_that_one_call_began_is_told_to_no_other(chain: EvmDevnet, front: Front) -> None:
+    made = body(_signed(chain))
+    async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        keys: list[dict[str, str]] = [{"Idempotency-Key": "mine"}, {}, {"Idempotency-Key": "yours"}]
+        said = [(await http.post("/settle", json=made, headers=key)).json() for key in (*keys, keys[0])]
+    assert [each["success"] for each in said] == [True, False, False, True]
+
+
 async def test_C02_two_processes_on_one_store_settle_once(chain: EvmDevnet, front: Front) -> None:
     made = body(_signed(chain))
     with facilitating(chain, front.store) as second:
-        async with httpx.AsyncClient(headers=BEARER, timeout=30) as http:
+        async with httpx.AsyncClient(headers=KEYED, timeout=30) as http:
             urls = [front.url, second.url] * 6
             answers = await asyncio.gather(*(http.post(f"{url}/settle", json=made) for url in urls))
     assert [answer.json()["success"] for answer in answers] == [True] * 12
@@ -413,7 +436,7 @@ async def test_many_payments_at_once_all_settle(chain: EvmDevnet, http: httpx.As
 
 async def test_I02_a_settlement_that_is_not_mined_is_pending_with_its_hash(chain: EvmDevnet, tmp_path: Path) -> None:
     with facilitating(chain, tmp_path / "f.db", settle_seconds=0.5, reconcile_seconds=60) as front:
-        async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             chain.set_automine(False)
             made = body(_signed(chain))
             first, second = await asyncio.gather(http.post("/settle", json=made), http.post("/settle", json=made))
@@ -431,15 +454,15 @@ async def test_what_an_earlier_process_sent_is_reconciled_at_start(chain: EvmDev
     store = tmp_path / "f.db"
     made = body(_signed(chain))
     with facilitating(chain, store, settle_seconds=0.2, reconcile_seconds=60) as front:
-        async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             chain.set_automine(False)
             assert (await http.post("/settle", json=made)).json()["errorReason"] == "settlement_pending"
     chain.mine()
     chain.set_automine(True)
     await asyncio.sleep(2)
     with facilitating(chain, store) as front:
-        assert claims(store) == ["served"]
-        async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        assert claims(store) == ["settled"]
+        async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             assert (await http.post("/settle", json=made)).json()["success"] is True
     assert settlements(chain) == 1
 
@@ -450,7 +473,7 @@ async def test_what_a_dead_process_left_is_taken_over(chain: EvmDevnet, tmp_path
     store = tmp_path / "f.db"
     made = body(_signed(chain))
     with facilitating(chain, store, settle_seconds=0.2, reconcile_seconds=60) as front:
-        async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             chain.set_automine(False)
             await http.post("/settle", json=made)
     if state == "claimed":
@@ -461,7 +484,7 @@ async def test_what_a_dead_process_left_is_taken_over(chain: EvmDevnet, tmp_path
         columns = "lease_until = 0, next_check = 9999999999"
         connection.execute(f"UPDATE claims SET state = '{state}', {columns}")
     with facilitating(chain, store, reconcile_seconds=60) as front:
-        async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             assert (await http.post("/settle", json=made)).json()["success"] is True
     assert (settlements(chain), chain.balance_of(PAY_TO)) == (1, PRICE)
 
@@ -485,7 +508,7 @@ async def test_I01_a_chain_out_of_reach_is_503_and_leaves_no_claim(tmp_path: Pat
         rail, made = wallet_rail(chain), body(_signed(chain))
     store = tmp_path / "f.db"
     with serving(facilitator_app(store, [rail], token=TOKEN)) as url:
-        async with httpx.AsyncClient(base_url=url, headers=BEARER) as http:
+        async with httpx.AsyncClient(base_url=url, headers=KEYED) as http:
             for endpoint in ("/verify", "/settle"):
                 answer = await http.post(endpoint, json=made)
                 assert (answer.status_code, answer.json()["error"]) == (503, "payment-unavailable")
@@ -504,7 +527,7 @@ async def test_a_mounted_facilitator_starts_with_its_first_call(chain: EvmDevnet
             pass
 
     with serving(Starlette(routes=[Mount("/pay", inner)], lifespan=closing)) as url:
-        async with httpx.AsyncClient(base_url=url, headers=BEARER) as http:
+        async with httpx.AsyncClient(base_url=url, headers=KEYED) as http:
             both = await asyncio.gather(http.get("/pay/supported"), http.get("/pay/supported"))
             assert [answer.status_code for answer in both] == [200, 200]
             said = (await http.post("/pay/settle", json=body(_signed(chain)))).json()
@@ -515,7 +538,7 @@ async def test_C07_K04_settled_claims_are_forgotten_in_time(chain: EvmDevnet, tm
     """What is settled, final, past the authorization's end and past its kept time goes."""
     path = tmp_path / "f.db"
     with facilitating(chain, path) as front:
-        async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             await http.post("/settle", json=body(_signed(chain)))
     store = SQLiteStore(path)
     await store.start()
@@ -533,7 +556,7 @@ async def test_C03_a_caller_who_leaves_does_not_stop_the_settlement(chain: EvmDe
     """The money moves or not; the answer is there for who asks again."""
     made = body(_signed(chain))
     front.faulty.faults["settle"] = [Fault(delay=0.5)]
-    async with httpx.AsyncClient(base_url=front.url, headers=BEARER, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
         with pytest.raises(httpx.ReadTimeout):
             await http.post("/settle", json=made, timeout=0.2)
         said = (await http.post("/settle", json=made)).json()

@@ -4,6 +4,9 @@ A payment that does not pass is an answer, 200 with ``isValid`` or ``success`` f
 itself was not taken: 400 malformed, 401, 408, 409 begun elsewhere a moment ago, 413, 429, 503. After a 5xx of ours the
 same call may be sent again, and can't settle twice.
 
+The success of a /settle is told once, and is ``duplicate_settlement`` after that, so that of two requests with one
+payment one is served. A caller who means to ask again after a lost answer sends an Idempotency-Key with each try.
+
 Mounted apps get no lifespan events: an app mounted in another starts with its first call. So that payments of an
 earlier process are reconciled before that, enter ``app.router.lifespan_context(app)`` in the outer app's lifespan.
 """
@@ -148,7 +151,8 @@ async def _job(request: Request, caller: bytes) -> tuple[int, Job]:
         offer = parse_requirements(_part(body, "paymentRequirements"))
     except ValueError as e:
         raise MalformedPayment("invalid_payload", detail=str(e)) from e
-    return version, Job(payment, offer, caller)
+    key = request.headers.get("idempotency-key")
+    return version, Job(payment, offer, caller, hashlib.sha256(key.encode()).digest() if key else b"")
 
 
 def _part(body: Json, key: str) -> Json:

@@ -2,14 +2,16 @@
 
 The facilitator verifies and pays the gas; what it says is read by facilitator_wire.py. Where the rail beneath has an
 RPC address, the chain is right about every outcome, and the facilitator's word alone only about small amounts. Without
-one, a lost answer is asked for again by the very same call; a payment about which no clear answer comes stays
-``pending``, for good if need be, and the log says ALERT: nothing is called failed that may have been paid.
+one, a lost answer is asked for again by the very same call, with the same Idempotency-Key for facilitators that tell
+of a success only once; a payment about which no clear answer comes stays ``pending``, for good if need be, and the log
+says ALERT: nothing is called failed that may have been paid.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from dataclasses import replace
 from typing import Final, Protocol
@@ -174,7 +176,8 @@ class FacilitatorRail:
             raise RailUnavailable()
 
     async def prepare(self, authorization: Authorization, offer: PaymentRequirements, nonces: Nonces) -> Intent:
-        return Intent("", dump_json(self._body(authorization, offer)))
+        call = {"key": secrets.token_hex(16), "body": self._body(authorization, offer)}
+        return Intent("", dump_json(call))
 
     async def discard(self, intent: Intent, nonces: Nonces) -> None:
         """Nothing is held."""
@@ -242,12 +245,13 @@ class FacilitatorRail:
         )
 
     async def _settle(self, blob: bytes, *, first: bool) -> Outcome:
-        body = parse_object(blob)
+        call = parse_object(blob)
+        body, key = call["body"], call["key"]
         offer = parse_requirements(body["paymentRequirements"])
         authorization = self._base.parse(parse_payment_payload(body["paymentPayload"]), offer)
-        reading = read_settlement(await self._client.call("settle", body), authorization, first=first)
+        reading = read_settlement(await self._client.call("settle", body, key=key), authorization, first=first)
         if reading.verdict == "again":
-            second = read_settlement(await self._client.call("settle", body), authorization, first=False)
+            second = read_settlement(await self._client.call("settle", body, key=key), authorization, first=False)
             reading = second if second.reference else replace(second, reference=reading.reference)
         if reading.alert:
             log.error("ALERT: the facilitator's answer about %s contradicts it", authorization.payment_id)

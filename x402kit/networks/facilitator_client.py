@@ -52,14 +52,16 @@ class FacilitatorClient:
         """Whether it failed so often, a moment ago, that it is not worth asking."""
         return time.monotonic() < self._closed_until
 
-    async def call(self, endpoint: Endpoint, body: Json | None = None) -> Answer | NotSent | Unknown:
-        """POST a body, or GET without one."""
+    async def call(self, endpoint: Endpoint, body: Json | None = None, *, key: str = "") -> Answer | NotSent | Unknown:
+        """POST a body, or GET without one. Calls with the same ``key`` are one call, repeated."""
         seconds = self._seconds[endpoint]
         try:
             headers = await foreign(self._headers_for(endpoint), seconds)
         except ForeignFault as e:
             log.error("ALERT: no headers for the facilitator's /%s: %s", endpoint, e)
             return NotSent("headers")
+        if key:
+            headers["Idempotency-Key"] = key
         url = f"{self._url}/{endpoint}"
         if body is None:
             answer = await self._client.get(url, headers=headers, seconds=seconds)

@@ -1,8 +1,9 @@
 """Verify and settle for other servers: the facilitator without its HTTP (wire.md 5.1).
 
-A /settle is as durable as a payment of our own: one claim for each payment, settled by the same ``Settler``. The same
-call again gets the stored result, also long after the authorization has ended; the same payment for other requirements,
-or from another caller, is refused. ``verify`` reads and changes nothing.
+A /settle is as durable as a payment of our own: one claim for each payment, settled by the same ``Settler``. Its
+success is told once, since a server that keeps no record of payments takes every success for a request that was paid;
+told again, also long after the authorization has ended, only to a repeated call with the key of the first. The same
+payment for other requirements, or from another caller, is refused. ``verify`` reads and changes nothing.
 
 The claims want a store of their own: a paywall on the same store would take them for its own.
 """
@@ -27,7 +28,6 @@ from ..model import (
     Authorization,
     Claim,
     Json,
-    Outcome,
     PaymentPayload,
     PaymentRequirements,
     SettlementResponse,
@@ -41,17 +41,21 @@ from .settlement import Settler
 
 __all__ = ["Facilitation", "Job"]
 
+_DONE: Final = ("settled", "served", "credited")
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds between looks at a payment that another request settles."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One call: a payment and the requirements that it shall meet. ``caller`` tells callers apart."""
+    """One call: a payment and the requirements that it shall meet. ``caller`` tells callers apart, and ``key`` the
+    calls of one: calls with the same key are one call, repeated.
+    """
 
     payment: PaymentPayload
     offer: PaymentRequirements
     caller: bytes = b""
+    key: bytes = b""
 
     def fingerprint(self) -> bytes:
         """What a payment's claim is bound to: the money terms, and who asked."""
@@ -71,7 +75,7 @@ class _Order:
 
 
 class _Settlements(Settler):
-    """Knows rails for any recipient. A settlement needs no serving here: it ends when it is recorded."""
+    """Knows rails for any recipient. Here a claim is served when its success has been told."""
 
     def __init__(self, store: ClaimStore, rails: Sequence[OpenRail], wait_seconds: float, every: float) -> None:
         super().__init__(store, rails, wait_seconds=wait_seconds, every=every)
@@ -81,16 +85,17 @@ class _Settlements(Settler):
         rail = self._open.get((claim.network, claim.asset.lower()))
         return None if rail is None else rail.for_recipient(claim.pay_to)
 
-    async def record(self, claim: Claim, outcome: Outcome, rail: Rail) -> Claim:
-        after = await super().record(claim, outcome, rail)
-        return await self.finish(after) if after.state == "settled" else after
-
-    async def finish(self, claim: Claim) -> Claim:
-        """Nobody shows this payment to be served: let it be pruned in time (C07)."""
+    async def tell(self, claim: Claim) -> bool:
+        """Whether nobody has been told of this success before; from then on it is pruned in time (C07)."""
         now = int(time.time())
         ends = {"served_at": now, "kept_until": now + KEPT_SECONDS}
-        await self._store.move(claim.payment_id, "serve", None, **ends)
-        return claim._replace(state="served")
+        return await self._store.move(claim.payment_id, "serve", claim.owner, **ends)
+
+    async def reconcile(self) -> int:
+        looked_at = await super().reconcile()
+        for claim in await self._store.expired(int(time.time())):  # nobody asks any more
+            await self.tell(claim)
+        return looked_at
 
 
 class Facilitation:
@@ -125,8 +130,6 @@ class Facilitation:
             await self._store.start()
             for rail in self._rails.values():
                 await rail.start()
-            for claim in await self._store.expired(int(time.time())):
-                await self._settler.finish(claim)
             await self._settler.start()
         except BaseException:  # whatever it is, what is open by now is closed
             await self._end()
@@ -167,8 +170,10 @@ class Facilitation:
         return VerifyResponse(True, payer)
 
     async def settle(self, job: Job) -> SettlementResponse:
-        """Move the money, once. Raises as ``verify`` does, before anything is sent; ``PaymentInProgress`` (409) when
-        another call has only begun with the same payment.
+        """Move the money, once, and tell of it once: two requests with one payment must not both be served (I4).
+
+        Success is told again to a call with the key of the one that began it. Raises as ``verify`` does, before
+        anything is sent; ``PaymentInProgress`` (409) when another call has only begun with the same payment.
         """
         payer = ""
         try:
@@ -177,7 +182,14 @@ class Facilitation:
             claim = await self._settled(order)
         except (PaymentRefused, PaymentUsed) as e:
             return SettlementResponse(False, job.offer.network, payer=payer, error_reason=e.reason)
+        if claim.state in _DONE and not await self._may_hear(job, claim):
+            return _response(claim, "duplicate_settlement")
         return _response(claim)
+
+    async def _may_hear(self, job: Job, claim: Claim) -> bool:
+        if claim.credential != job.key:
+            return False
+        return await self._settler.tell(claim) or bool(job.key)
 
     def _order(self, job: Job) -> _Order:
         payment, offer = job.payment, job.offer
@@ -262,7 +274,7 @@ class Facilitation:
             payment_id=authorization.payment_id,
             state="claimed",
             fingerprint=order.job.fingerprint(),
-            credential=b"",
+            credential=order.job.key,
             resource="facilitator",
             network=offer.network,
             asset=offer.asset,
@@ -271,7 +283,7 @@ class Facilitation:
             amount=offer.amount,
             valid_until=authorization.valid_until,
             created_at=now,
-            deadline=now,
+            deadline=authorization.valid_until + KEPT_SECONDS,
             confirmations=order.rail.confirmations,
             owner=self._owner(),
             attempts=1,
@@ -314,11 +326,13 @@ def _is_contradictory(job: Job, rail: OpenRail) -> bool:
     return (echo.amount, echo.asset.lower(), echo.pay_to.lower()) != ours
 
 
-def _response(claim: Claim) -> SettlementResponse:
+def _response(claim: Claim, refusal: str = "") -> SettlementResponse:
     if claim.state == "failed":
         reason = claim.reason or "transaction_failed"
         return SettlementResponse(False, claim.network, payer=claim.payer, error_reason=reason)
-    if claim.state not in OPEN:
+    if refusal:
+        return SettlementResponse(False, claim.network, claim.reference, claim.payer, error_reason=refusal)
+    if claim.state in _DONE:
         return SettlementResponse(True, claim.network, claim.reference, claim.payer, claim.amount)
     if not claim.reference:  # a pending answer must name its transaction (wire.md 1.4)
         raise PaymentInProgress()
