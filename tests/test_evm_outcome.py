@@ -298,7 +298,7 @@ async def test_B12_succeeded_without_our_transfer_is_not_paid(chain: EvmDevnet, 
         chain.set_code(chain.usdc, emitting(*events))
         await shop.rail.send(intent)
         outcome = await shop.rail.wait(claim, 5)
-        assert outcome == Outcome("failed", MISMATCH, claim.reference)
+        assert outcome == Outcome("failed", MISMATCH, claim.reference, spent=True)
 
 
 async def test_B11_a_look_alike_transfer_by_another_contract_is_not_paid(chain: EvmDevnet) -> None:
@@ -382,7 +382,7 @@ async def test_B12_the_same_when_the_receipt_was_lost_first(chain: EvmDevnet) ->
         await shop.rail.send(intent)
         chain.mine()
         node.faults["eth_getTransactionReceipt"] = Fault(result=None, times=1)
-        assert await shop.rail.outcome(claim) == Outcome("failed", MISMATCH, claim.reference)
+        assert await shop.rail.outcome(claim) == Outcome("failed", MISMATCH, claim.reference, spent=True)
 
 
 async def test_a_spent_claim_without_its_transaction_waits_for_its_end(chain: EvmDevnet) -> None:

@@ -159,6 +159,8 @@ class Outcome:
     final: bool = False
     never_sent: bool = False
     """Certain that nothing was broadcast, so that what the intent holds (a nonce) can be given back."""
+    spent: bool = False
+    """With ``failed``: the payment is used up all the same, so that nobody may be asked to sign anew for it (B12)."""
     resend: bool = False
     """Whether sending the same thing again may help (dropped from the mempool, I-07)."""
 
@@ -204,6 +206,7 @@ class Claim(NamedTuple):
     kept_until: int = 0
     body_digest: bytes = b""
     reason: str = ""
+    spent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@
                                                                 reorganisation took it back for good (I-08)
     served    status, receipt, kept body            the store   end
     credited  the ledger's entry, same transaction  the store   end
-    failed    why; certain that no money moved      the chain   end: the payer may sign again, or show it again
+    failed    why; certain that no money moved      the chain   end: the payer may sign again, or show it again;
+              (``spent``: none reached us)                      or, spent without reaching us (B12), an alert
 
 A move is one statement guarded by the states that it may start from, so that of two that race exactly one wins.
 """

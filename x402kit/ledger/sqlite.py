@@ -63,7 +63,7 @@ _INSERT: Final = (
     f" AND (SELECT count(*) FROM claims WHERE payer = ? AND state IN {_OPEN_SQL}) < ?"
     " ON CONFLICT (payment_id) DO UPDATE SET "
     + ", ".join(f"{c} = excluded.{c}" for c in _COLUMNS if c != "payment_id")
-    + " WHERE claims.state = 'failed'"
+    + " WHERE claims.state = 'failed' AND claims.spent = 0"
 )
 
 

@@ -64,7 +64,7 @@ def wanted_of(claim: Claim) -> Transferred:
 
 def _mismatch(claim: Claim, reference: str) -> Outcome:
     log.error("ALERT: %s succeeded without the transfer of %d to %s (B12)", reference, claim.amount, claim.pay_to)
-    return Outcome("failed", reason=MISMATCH, reference=reference)
+    return Outcome("failed", reason=MISMATCH, reference=reference, spent=True)
 
 
 class Judge:

@@ -73,6 +73,11 @@ def receipt_of(claim: Claim) -> SettlementResponse:
     return SettlementResponse(True, claim.network, claim.reference, claim.payer, claim.amount)
 
 
+def is_over(claim: Claim) -> bool:
+    """Whether a payment can be claimed anew: certain that it moved no money, and that it still can."""
+    return claim.state == "failed" and not claim.spent
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A payment as it was shown for a request."""
@@ -112,7 +117,7 @@ class Admissions:
             authorization = rail.parse(payment, offer)
             try:
                 found = await self._store.get(authorization.payment_id)
-                if found is not None and found.state != "failed":
+                if found is not None and not is_over(found):
                     return await self._resume(shown, found)
                 if candidates:
                     return await self._admit(shown, rail, offer, authorization)
@@ -130,7 +135,7 @@ class Admissions:
         except (PaymentRefused, PaymentUsed):
             # The same payment may have been settled meanwhile by another request: then its claim is the answer (I7).
             found = await self._store.get(authorization.payment_id)
-            if found is None or found.state == "failed":
+            if found is None or is_over(found):
                 raise
             return await self._resume(shown, found)
         claim = self._new_claim(shown, rail, offer, authorization, now)
@@ -204,6 +209,8 @@ class Admissions:
         """The claim if it is settled; the typed error of its state if it is not."""
         if claim.state == "settled":
             return claim
+        if claim.spent:
+            raise PaymentUsed(claim.reason, reference=claim.reference)
         if claim.state == "failed":
             raise PaymentRefused(claim.reason or "transaction_failed", reference=claim.reference)
         raise OutcomeUnknown("settlement_pending", reference=claim.reference)
@@ -225,7 +232,7 @@ class Admissions:
     async def _resume(self, shown: Shown, claim: Claim) -> Admission:
         """Go on with a payment that has a claim already."""
         step = next_step(
-            claim.state,
+            "spent" if claim.spent else claim.state,
             same_request=claim.fingerprint == shown.binding.fingerprint(),
             same_spelling=claim.credential == shown.credential,
         )

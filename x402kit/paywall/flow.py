@@ -8,6 +8,7 @@
     settled      SERVE                                REFUSE
     served       REPLAY                               REFUSE
     credited     REPLAY                               REFUSE
+    spent        REFUSE                               REFUSE
 
 Whether a worker is gone only the store can say: RESTART, LOOK and SERVE first ``take`` the claim, and who can't take it
 answers 409. Nothing here, and nothing after it, answers 402 unless the claim is ``failed``: no money moved (I7).
@@ -41,6 +42,7 @@ _SAME: Final = {
     "settled": Step.SERVE,
     "served": Step.REPLAY,
     "credited": Step.REPLAY,
+    "spent": Step.REFUSE,
 }
 
 

@@ -196,8 +196,9 @@ class Settler:
                 # Before the claim ends: who dies in between leaves a claim to be sent again, not a nonce held for ever.
                 blob = Intent(claim.reference, claim.intent, claim.wallet, claim.nonce)
                 await rail.discard(blob, _Held(self._store, claim.owner))
-            if await self._store.move(claim.payment_id, "fail", owner, reason=outcome.reason):
-                return claim._replace(state="failed", reason=outcome.reason)
+            spent = int(outcome.spent)
+            if await self._store.move(claim.payment_id, "fail", owner, reason=outcome.reason, spent=spent):
+                return claim._replace(state="failed", reason=outcome.reason, spent=spent)
         else:
             if outcome.resend:
                 await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
