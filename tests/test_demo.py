@@ -87,10 +87,11 @@ def test_demo_from_an_installed_wheel(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(tmp_path / "site")
+    env = environment({"PYTHONPATH": str(tmp_path / "site")})
     done = subprocess.run(
         (sys.executable, "-m", "x402kit", "demo"),
         cwd=tmp_path,
-        env=environment({"PYTHONPATH": str(tmp_path / "site")}),
+        env={name: value for name, value in env.items() if not name.startswith("COVERAGE")},  # it is a copy of us
         capture_output=True,
         text=True,
         check=False,

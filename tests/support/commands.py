@@ -51,7 +51,9 @@ def started(*arguments: str, env: Mapping[str, str] | None = None) -> Generator[
 
 
 @contextlib.contextmanager
-def terminal(*arguments: str, env: Mapping[str, str] | None = None) -> Generator[tuple[subprocess.Popen[bytes], list[str]]]:
+def terminal(
+    *arguments: str, env: Mapping[str, str] | None = None
+) -> Generator[tuple[subprocess.Popen[bytes], list[str]]]:
     """On a terminal, while the block runs; what it writes is collected, both streams together."""
     ours, theirs = pty.openpty()
     said: list[str] = []
@@ -62,7 +64,8 @@ def terminal(*arguments: str, env: Mapping[str, str] | None = None) -> Generator
                 said.append(data.decode(errors="replace").replace("\r\n", "\n"))
 
     reader = threading.Thread(target=read, daemon=True)
-    with subprocess.Popen((*COMMAND, *arguments), env=environment(env), stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    command = (*COMMAND, *arguments)
+    with subprocess.Popen(command, env=environment(env), stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         reader.start()
         try:
