@@ -168,8 +168,8 @@ class Outcome:
 class Claim(NamedTuple):
     """The durable record that a payment is being used for a request: one row, see ledger/rules.py for its states.
 
-    A named tuple, in the order of the store's columns. ``fingerprint`` is a digest of the request, ``credential`` one of
-    the payment as it was spelled; ``deadline`` is when a settled payment stops waiting to be served.
+    A named tuple, in the order of the store's columns. ``fingerprint`` is a digest of the request, ``credential`` one
+    of the payment as it was spelled; ``deadline`` is when a settled payment stops waiting to be served.
     """
 
     payment_id: str

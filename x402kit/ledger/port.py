@@ -29,7 +29,8 @@ class ClaimStore(Protocol):
     async def get(self, payment_id: str) -> Claim | None: ...
 
     async def claim(self, claim: Claim) -> Claim:
-        """Insert the row, or take one that failed and is not spent. The row that stands now: ours when its ``owner`` is ours.
+        """Insert the row, or take one that failed and is not spent. The row that stands now: ours when its ``owner``
+        is ours.
 
         Raises ``TooManyRequests`` when the payer has too many payments under way, or the store is at its limit (K04).
         """
