@@ -17,7 +17,7 @@ from .errors import BadRequest, ConfigError, ServerError
 from .money import Usd, usd
 from .protocols.encoding import parse_json
 
-__all__ = ["Call", "Dynamic", "Fixed", "Price", "Quote", "price_of"]
+__all__ = ["Call", "Dynamic", "Fixed", "Price", "PriceFunction", "PriceLike", "Quote", "price_of"]
 
 _BODY_NESTING = 128
 
@@ -131,6 +131,8 @@ class Fixed:
 
 
 PriceFunction = Callable[[Call], Any | Awaitable[Any]]
+PriceLike = str | Usd | Price | PriceFunction
+"""A price as sellers write it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from ..paywall.binding import Quotes
 from ..paywall.challenge import Challenges
 from ..paywall.resource import Resource
 from ..paywall.settlement import Settler
-from ..pricing import price_of
+from ..pricing import PriceLike, price_of
 from .gate import Gate
 from .marks import PriceDependency, mark
 from .routes import Routes, Rule
@@ -74,7 +74,7 @@ class Paywall:
         self._started_in: asyncio.AbstractEventLoop | None = None
         self._settler = Settler(self.store, self.rails, wait_seconds=settle_seconds, every=reconcile_seconds)
 
-    def paid(self, price: Any, **options: Any) -> Callable[[F], F]:
+    def paid(self, price: PriceLike, **options: Any) -> Callable[[F], F]:
         """Mark an endpoint with its price: a decorator for Starlette's and FastAPI's endpoints.
 
         ``price`` is ``"$0.01"``, ``usd("$0.01")`` or a function of the ``Call``; ``options`` are the fields of
@@ -87,7 +87,7 @@ class Paywall:
 
         return decorate
 
-    def price(self, price: Any, *, id: str, **options: Any) -> PriceDependency:
+    def price(self, price: PriceLike, *, id: str, **options: Any) -> PriceDependency:
         """The same as a FastAPI dependency: ``Depends(paywall.price("$0.01", id="weather"))``."""
         return PriceDependency(self._resource(id, price, options))
 
