@@ -1,12 +1,14 @@
 """The values that pass between the rooms, and every limit in one place.
 
-All are immutable. Amounts are ``int`` atomic units of the offer's asset; times are whole Unix seconds.
+All are immutable. Amounts are ``int`` atomic units of the offer's asset; times are whole Unix seconds. What every paid
+call makes anew is a named tuple: it takes a quarter of the time of a frozen dataclass (16 µs of a call).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 Json = dict[str, Any]
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 HEADER_MAX: Final = 16 * 1024
 """Bytes of a payment header, before it is decoded (K01)."""
@@ -94,8 +97,7 @@ class PaymentRequired:
     """The entries as they came, to be echoed unchanged."""
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentPayload:
+class PaymentPayload(NamedTuple):
     """A parsed payment header. v1 has no ``accepted``; its scheme and network stand at the top."""
 
     x402_version: int
@@ -104,8 +106,8 @@ class PaymentPayload:
     payload: Json
     accepted: PaymentRequirements | None = None
     resource: ResourceInfo | None = None
-    extensions: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    raw: Json = field(default_factory=dict[str, Any])
+    extensions: Mapping[str, Any] = _NOTHING
+    raw: Mapping[str, Any] = _NOTHING
 
     @property
     def quote(self) -> str:
@@ -114,8 +116,7 @@ class PaymentPayload:
         return value if isinstance(value, str) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Authorization:
+class Authorization(NamedTuple):
     """A payment that passed its rail's offline check: what the flow knows of it, whatever the chain.
 
     ``payment_id`` is unique over all protocols (one claim space, C09); ``payer`` is the one who signed; ``valid_until``
@@ -132,8 +133,7 @@ class Authorization:
     body: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(NamedTuple):
     """A settlement that is about to be sent, stored before it is (I9).
 
     ``reference`` is what a person can look up (a transaction hash; empty through a facilitator that did not say one);
@@ -146,8 +146,7 @@ class Intent:
     nonce: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the chain, or the facilitator, says of a settlement: ``settled``, ``failed`` (certain) or ``pending``."""
 
     state: str
@@ -209,8 +208,7 @@ class Claim(NamedTuple):
     spent: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SettlementResponse:
+class SettlementResponse(NamedTuple):
     """The receipt: content of PAYMENT-RESPONSE and of a facilitator's /settle answer (wire.md 1.4)."""
 
     success: bool

@@ -11,8 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,8 +41,7 @@ _URL_MAX: Final = 2048
 """A query that makes the URL longer is left out of the challenge: it is for display."""
 
 
-@dataclass(frozen=True, slots=True)
-class PaidCall:
+class PaidCall(NamedTuple):
     """What a handler finds in ``scope["x402kit"]``: who paid what. ``amount`` in atomic units of ``asset``."""
 
     payer: str

@@ -191,7 +191,7 @@ class FacilitatorRail:
             lives = time.time() < claim.valid_until - VALID_FOR_MIN
             # Seen nowhere a while after it was sent: the facilitator may never have had it, or dropped it (I-07).
             again = found.state == "pending" and claim.state == "unknown" and lives and not found.block
-            return replace(found, resend=again)
+            return found._replace(resend=again)
         if claim.state not in ("sent", "unknown"):
             return Outcome("settled", reference=claim.reference, final=True)
         if not self._may_ask(claim):

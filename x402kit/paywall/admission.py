@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import (
     MalformedPayment,
@@ -78,8 +78,7 @@ def is_over(claim: Claim) -> bool:
     return claim.state == "failed" and not claim.spent
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(NamedTuple):
     """A payment as it was shown for a request."""
 
     resource: Resource

@@ -12,8 +12,8 @@ import hashlib
 import hmac
 import os
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from ..errors import ConfigError, PaymentRefused
 from ..model import LEEWAY_SECONDS, PaymentRequirements
@@ -30,8 +30,7 @@ def _joined(*parts: bytes) -> bytes:
     return struct.pack(f">{len(parts)}I", *map(len, parts)) + b"".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(NamedTuple):
     """One request, as far as a payment is bound to it.
 
     ``body`` is its digest, and ``headers`` that of the headers which the price reads; empty when it reads none.

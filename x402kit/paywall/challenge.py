@@ -129,13 +129,12 @@ class Challenges:
             rail = terms.rail
             if payment.network != rail.network or payment.scheme != rail.scheme:
                 continue
-            if echo is not None and (echo.asset != rail.asset.address or echo.pay_to != rail.pay_to):
+            if echo is None:
+                offer = PaymentRequirements(rail.scheme, rail.network, 0, rail.asset.address, rail.pay_to, 0)
+            elif echo.asset == rail.asset.address and echo.pay_to == rail.pay_to:
+                offer = echo
+            else:
                 continue
-            amount = echo.amount if echo is not None else 0
-            timeout = echo.max_timeout_seconds if echo is not None else 0
-            offer = PaymentRequirements(
-                rail.scheme, rail.network, amount, rail.asset.address, rail.pay_to, timeout, echo.extra if echo else {}
-            )
             found.append((rail, offer))
         return found
 
