@@ -2,12 +2,13 @@
 
 Prints its address as one JSON line, then runs until SIGTERM. `GET /runs` is free and says how often each priced handler
 ran. The routes: `GET /weather` and `POST /echo` settle after the handler (the package's default), `GET /upfront` before
-it, `GET /broken` fails after verification.
+it, `GET /broken` fails after verification. The facilitator is shown the bearer token in PEER_TOKEN, where that is set.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from typing import Any
 
@@ -26,7 +27,6 @@ def build(facilitator: str, pay_to: str, price: str, network: str) -> FastAPI:
         option = PaymentOption(scheme="exact", pay_to=pay_to, price=price, network=network, extra=extra or None)
         return RouteConfig(accepts=[option], description="a peer's route", mime_type="application/json")
 
-    client = HTTPFacilitatorClient(FacilitatorConfig(url=facilitator))
     app = FastAPI()
     app.add_middleware(
         PaymentMiddlewareASGI,
@@ -36,7 +36,7 @@ def build(facilitator: str, pay_to: str, price: str, network: str) -> FastAPI:
             "GET /upfront": priced(paymentFlow="upfront"),
             "GET /broken": priced(),
         },
-        server=register_exact_evm_server(x402ResourceServer(client), networks=network),
+        server=register_exact_evm_server(x402ResourceServer(facilitator_client(facilitator)), networks=network),
     )
     runs: Counter[str] = Counter()
 
@@ -65,6 +65,16 @@ def build(facilitator: str, pay_to: str, price: str, network: str) -> FastAPI:
         return JSONResponse({"error": "broken"}, status_code=500)
 
     return app
+
+
+def facilitator_client(url: str) -> HTTPFacilitatorClient:
+    """From the environment, so that no process list shows the token."""
+    token = os.environ.get("PEER_TOKEN")
+    if token is None:
+        return HTTPFacilitatorClient(FacilitatorConfig(url=url))
+    shown = {"Authorization": f"Bearer {token}"}
+    headers = {endpoint: shown for endpoint in ("verify", "settle", "supported")}
+    return HTTPFacilitatorClient({"url": url, "create_headers": lambda: headers})
 
 
 def main() -> None:

@@ -34,6 +34,19 @@ def client_of(paying: Payer, kind: str, **settings: Any) -> Any:
             return httpx2.AsyncClient(transport=paying.async_httpx2_transport(), **settings)
 
 
+def request(paying: Payer, kind: str, method: str, url: str, **options: Any) -> Any:
+    """Any request by a client of its own, and its whole answer."""
+    if kind.endswith("async"):
+        return asyncio.run(_request(client_of(paying, kind), method, url, options))
+    with client_of(paying, kind) as client:
+        return client.request(method, url, **options)
+
+
+async def _request(client: Any, method: str, url: str, options: dict[str, Any]) -> Any:
+    async with client:
+        return await client.request(method, url, **options)
+
+
 def call(paying: Payer, kind: str, url: str, content: Any = b"hi", **settings: Any) -> Any:
     """POST, and read the answer."""
     headers = settings.pop("headers", None)

@@ -1,0 +1,84 @@
+"""The Katana dialect, both ways: our client at such a server, and such a client at ours; the money on a real chain."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator
+
+import httpx
+import pytest
+
+from tests.support.clients import ADDRESS, client_of, payer
+from tests.support.katana import KatanaServer, katana_payment, unpack
+from tests.support.seller import PAY_TO, PRICE, Seller, selling, transferred
+from tests.support.serving import serving
+from x402kit.client import payment_of
+from x402kit.devnet import EvmDevnet
+from x402kit.networks import Base
+
+ORDER = {"requests": [{"type": "image", "model": "gen", "prompt": "a mug", "aspect_ratio": "1:1"}]}
+ORACLE = "0x3000000000000000000000000000000000000402"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Generator[Seller]:
+    with EvmDevnet() as chain:
+        rail = Base(pay_to=PAY_TO, key=chain.accounts[0].private_key, rpc=chain.rpc_url)
+        with selling(chain, rail, tmp_path_factory.mktemp("seller")) as seller:
+            yield seller
+
+
+@pytest.fixture
+def seller(running: Seller) -> Seller:
+    return running.fresh()
+
+
+@pytest.mark.parametrize("kind", ["httpx", "httpx2"])
+def test_our_client_pays_a_katana_server(running: Seller, kind: str) -> None:
+    chain = running.chain
+    server = KatanaServer(chain, ORACLE, chain.accounts[4])
+    before, paying = chain.balance_of(ORACLE), payer()
+    with serving(server, lifespan=False) as url, client_of(paying, kind) as client:
+        answer = client.post(url + "/v1/generation-requests?wait=false", json=ORDER)
+    assert (answer.status_code, answer.json()["requests"]) == (200, 1)
+    info = payment_of(answer)
+    assert info is not None
+    assert (info.verified, info.amount, info.payer) == (True, 13_938, ADDRESS)
+    assert transferred(chain, info.transaction, ORACLE) == chain.balance_of(ORACLE) - before == 13_938
+    # An hour for the answer is no reason to sign for an hour.
+    assert int(server.payments[0]["payload"]["authorization"]["validBefore"]) <= time.time() + 600
+    assert [row.state for row in paying.payments()] == ["accepted"]
+
+
+@pytest.mark.parametrize("header", ["PAYMENT-SIGNATURE", "X-402-Payment"])
+def test_a_katana_client_pays_our_server(seller: Seller, header: str) -> None:
+    payer = seller.chain.accounts[1]
+    content = json.dumps({"n": 2}).encode()
+    with httpx.Client() as client:
+        asked = client.post(seller.url + "/images", content=content)
+        assert asked.status_code == 402
+        payment = {header: katana_payment(asked.headers["payment-required"], payer)}
+        answers = [client.post(seller.url + "/images", content=content, headers=payment) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    receipt = unpack(answers[0].headers["payment-response"])
+    assert (receipt["success"], receipt["payer"].lower(), receipt["amount"]) == (True, payer.address.lower(), "8000")
+    assert transferred(seller.chain, receipt["transaction"]) == seller.earned == 8_000
+    assert answers[1].headers["payment-replayed"] == "true"
+    assert seller.runs == ["images"]
+
+
+def test_a_katana_client_is_asked_afresh_when_it_pays_for_less(seller: Seller) -> None:
+    with httpx.Client() as client:
+        asked = client.post(seller.url + "/images", content=json.dumps({"n": 1}).encode())
+        payment = {"PAYMENT-SIGNATURE": katana_payment(asked.headers["payment-required"], seller.chain.accounts[1])}
+        answer = client.post(seller.url + "/images", content=json.dumps({"n": 2}).encode(), headers=payment)
+    assert (answer.status_code, unpack(answer.headers["payment-required"])["accepts"][0]["amount"]) == (402, "8000")
+    assert (seller.earned, seller.runs) == (0, [])
+
+
+def test_our_challenge_holds_all_that_a_katana_client_reads(seller: Seller) -> None:
+    entry = unpack(httpx.get(seller.url + "/weather").headers["payment-required"])["accepts"][0]
+    assert (entry["amount"], entry["maxAmountRequired"]) == (str(PRICE), str(PRICE))
+    shown = ("currency", "decimals", "chain", "subtotalUsd", "estimatedGasUsd", "totalUsd")
+    assert [entry["extra"][key] for key in shown] == ["USDC", 6, "base", "0.010000", "0.000000", "0.010000"]
