@@ -136,7 +136,8 @@ async def test_C07_claims_are_forgotten_only_after_the_payment_can_no_longer_lan
     found = await store.get("p")
     assert found is not None
     assert found.body is None  # the kept body goes, the claim stays
-    assert await store.prune(FAR + 1) == 1
+    assert await store.prune(FAR + 60) == 0  # the chain's clock may be behind ours
+    assert await store.prune(FAR + 3601) == 1
     assert await store.get("p") is None
 
 

@@ -40,6 +40,8 @@ from .shop_server import Kill, Setup, serve
 __all__ = ["Kill", "Payment", "Server", "Setup", "Shop", "Shown", "at_once", "faulty_node", "opened"]
 
 _START_SECONDS: Final = 20.0
+_EACH_ITS_OWN: Final = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+"""Every request has a connection of its own, as if by another caller."""
 # Forked from a process that has imported everything and has no thread: a server is up in a tenth of a second.
 _spawn = multiprocessing.get_context("forkserver")
 _spawn.set_forkserver_preload(["tests.support.shop_server"])
@@ -160,6 +162,9 @@ class Shop:
     first_block: int
     servers: list[Server] = field(default_factory=list[Server])
     shown: list[Shown] = field(default_factory=list[Shown])
+    _http: httpx.Client = field(
+        default_factory=lambda: httpx.Client(trust_env=False, verify=False, limits=_EACH_ITS_OWN)
+    )
 
     def start(self, count: int = 1, **changes: Any) -> Server:
         """Start server processes with ``changes`` to the setup; the last one is returned."""
@@ -171,6 +176,7 @@ class Shop:
     def stop(self) -> None:
         for server in self.servers:
             server.stop()
+        self._http.close()
 
     # Paying
 
@@ -254,8 +260,7 @@ class Shop:
         timeout: float = 40,
     ) -> httpx.Response:
         url = (server or self.servers[-1]).url + path
-        with httpx.Client(timeout=timeout, trust_env=False) as client:
-            return client.request(method, url, content=body or None, headers=headers)
+        return self._http.request(method, url, content=body or None, headers=headers, timeout=timeout)
 
     # Looking
 

@@ -91,6 +91,8 @@ class Setup:
     handler: float = 0.0
     rpc_seconds: float = 2.0
     facilitator: str = ""
+    token: str = ""
+    """The facilitator's bearer token."""
     check_above: int | None = None
     sees: bool = True
     kill: Kill | None = None
@@ -191,9 +193,14 @@ def _rail(setup: Setup) -> Any:
     )
     if not setup.facilitator:
         return rail
-    seconds = setup.rpc_seconds
+    seconds, headers = setup.rpc_seconds, {"Authorization": f"Bearer {setup.token}"}
     return FacilitatorRail(
-        rail, setup.facilitator, check_above=setup.check_above, seconds=seconds, settle_seconds=seconds
+        rail,
+        setup.facilitator,
+        headers=headers,
+        check_above=setup.check_above,
+        seconds=seconds,
+        settle_seconds=seconds,
     )
 
 

@@ -56,6 +56,8 @@ _SCHEMA: Final = (
 )
 """Each statement can be run again (J08). Rows of ``nonces`` below the wallet's highest are kept while they are free."""
 
+_MARGIN: Final = 3600
+"""Seconds for which a claim outlives its authorization: our clock and the chain's are not one (C07)."""
 _INSERT: Final = (
     f"INSERT INTO claims ({', '.join(_COLUMNS)})"
     f" SELECT {', '.join('?' * len(_COLUMNS))}"
@@ -280,7 +282,7 @@ class SQLiteStore:
 
         def forget(c: sqlite3.Connection) -> int:
             c.execute(f"UPDATE claims SET body = NULL WHERE id IN ({bodies})", (now,))
-            return c.execute(f"DELETE FROM claims WHERE id IN ({rows})", (now, now)).rowcount
+            return c.execute(f"DELETE FROM claims WHERE id IN ({rows})", (now - _MARGIN, now)).rowcount
 
         return await self._write(forget)
 

@@ -187,7 +187,7 @@ class FacilitatorRail:
 
     async def outcome(self, claim: Claim) -> Outcome:
         if self._sees:
-            found = await self._base.outcome(claim)
+            found = await self._look(claim)
             lives = time.time() < claim.valid_until - VALID_FOR_MIN
             # Seen nowhere a while after it was sent: the facilitator may never have had it, or dropped it (I-07).
             again = found.state == "pending" and claim.state == "unknown" and lives and not found.block
@@ -199,6 +199,16 @@ class FacilitatorRail:
         found = await self._settle(claim.intent, first=False)
         if found.state == "pending" and _is_late(claim):
             log.error("ALERT: the facilitator does not say what became of %s; look at the chain", claim.payment_id)
+        return found
+
+    async def _look(self, claim: Claim) -> Outcome:
+        """What the chain shows. The transaction that a facilitator names may be about something else (I-04).
+
+        So a failure of that transaction decides nothing: only the payment's own nonce says whether it can still land.
+        """
+        found = await self._base.outcome(claim)
+        if found.state == "failed" and claim.reference:
+            found = await self._base.outcome(claim._replace(reference=""))
         return found
 
     async def wait(self, claim: Claim, seconds: float) -> Outcome:

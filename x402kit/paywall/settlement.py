@@ -265,7 +265,8 @@ class Settler:
             # It can't be seen now, or stands in another block that is still shallow.
             await self._store.note(claim.payment_id, next_check=now + 5)
             return
-        log.error("ALERT: the settlement of %s (%s) left the chain", claim.payment_id, claim.reference)
+        with contextlib.suppress(Exception):  # a log that fails must not keep us from mending it (I11)
+            log.error("ALERT: the settlement of %s (%s) left the chain", claim.payment_id, claim.reference)
         if outcome.state == "failed":
             # If the goods are out, it is the payer's debt, for the operator to see; if not, they stay here.
             if not await self._store.move(claim.payment_id, "reverse", reason="reversed"):
@@ -280,7 +281,6 @@ class Settler:
             await asyncio.sleep(self._every)
             try:
                 await self.reconcile()
-            except ServerError as e:
-                log.warning("reconcile: %s", e.reason)
             except Exception:  # the background border: one bad pass must not end all later ones
-                log.exception("reconcile failed")
+                with contextlib.suppress(Exception):  # nor must a log that fails (I11)
+                    log.exception("reconcile failed")
