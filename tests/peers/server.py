@@ -73,7 +73,7 @@ def facilitator_client(url: str) -> HTTPFacilitatorClient:
     if token is None:
         return HTTPFacilitatorClient(FacilitatorConfig(url=url))
     shown = {"Authorization": f"Bearer {token}"}
-    headers = {endpoint: shown for endpoint in ("verify", "settle", "supported")}
+    headers = dict.fromkeys(("verify", "settle", "supported"), shown)
     return HTTPFacilitatorClient({"url": url, "create_headers": lambda: headers})
 
 
