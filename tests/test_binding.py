@@ -20,7 +20,8 @@ OFFER = PaymentRequirements("exact", "eip155:8453", 10_000, "0xasset", "0xseller
 QUOTES = Quotes(b"a secret of the tests")
 
 TEXT = st.text(max_size=6)
-BINDINGS = st.builds(Binding, TEXT, TEXT, TEXT, st.binary(max_size=6), TEXT, st.binary(max_size=6))
+BYTES = st.binary(max_size=6)
+BINDINGS = st.builds(Binding, TEXT, TEXT, TEXT, BYTES, TEXT, BYTES, BYTES)
 
 
 def refused(quote: str, binding: Binding = BINDING, offer: PaymentRequirements = OFFER, now: int = NOW) -> str:
@@ -58,6 +59,7 @@ def test_a_path_that_is_no_text_has_its_own_binding() -> None:
         {"resource": "other"},
         {"body": b"\x02" * 32},  # A06
         {"body": b""},
+        {"headers": b"\x01"},
     ],
 )
 def test_A03_A04_A06_A07_a_quote_is_for_one_request(changes: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -32,30 +33,59 @@ def _guard(resource: Resource) -> None:
 
 
 def mark(endpoint: F, resource: Resource) -> F:
-    """Mark an endpoint with its resource, and guard it where it is a plain function."""
+    """Mark an endpoint with its resource, and guard it where it is a function, a method or an ``HTTPEndpoint``."""
     if getattr(endpoint, _ATTRIBUTE, None) is not None:
         raise ConfigError(f"{resource.id} has a price already")
     made: Any = endpoint
-    if inspect.iscoroutinefunction(endpoint):
-
-        @functools.wraps(endpoint)
-        async def guarded_async(*args: Any, **kwargs: Any) -> Any:
-            _guard(resource)
-            return await endpoint(*args, **kwargs)
-
-        made = guarded_async
-    elif inspect.isfunction(endpoint) and not (
-        inspect.isgeneratorfunction(endpoint) or inspect.isasyncgenfunction(endpoint)
-    ):
-
-        @functools.wraps(endpoint)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            _guard(resource)
-            return endpoint(*args, **kwargs)
-
-        made = guarded
+    if inspect.isclass(endpoint):
+        dispatch = getattr(endpoint, "dispatch", None)
+        if inspect.iscoroutinefunction(dispatch):
+            made.dispatch = _guarded(dispatch, resource)
+    elif inspect.isroutine(endpoint) or inspect.iscoroutinefunction(endpoint):
+        made = _guarded(endpoint, resource)
     setattr(made, _ATTRIBUTE, resource)
     return made  # type: ignore[no-any-return]
+
+
+def _guarded(function: Callable[..., Any], resource: Resource) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def guarded_async(*args: Any, **kwargs: Any) -> Any:
+            _guard(resource)
+            return await function(*args, **kwargs)
+
+        return guarded_async
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return _guarded_stream(function, resource)
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        _guard(resource)
+        return function(*args, **kwargs)
+
+    return guarded
+
+
+def _guarded_stream(function: Callable[..., Any], resource: Resource) -> Callable[..., Any]:
+    """For a generator, of which the framework makes a stream: the check comes with its first step."""
+    if inspect.isasyncgenfunction(function):
+
+        @functools.wraps(function)
+        async def guarded_stream(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            _guard(resource)
+            async with aclosing(function(*args, **kwargs)) as steps:
+                async for step in steps:
+                    yield step
+
+        return guarded_stream
+
+    @functools.wraps(function)
+    def guarded_steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        _guard(resource)
+        yield from function(*args, **kwargs)
+
+    return guarded_steps
 
 
 class PriceDependency:
