@@ -21,14 +21,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp, *, lifespan: bool = True, port: int = 0) -> Generator[str]:
+def serving(app: ASGIApp, *, lifespan: bool = True, port: int = 0, websockets: bool = False) -> Generator[str]:
     """The app's URL, until the block ends; what it still works on is then cut off."""
     listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(
         app,
         log_level="critical",
         lifespan="on" if lifespan else "off",
-        ws="none",
+        ws="websockets-sansio" if websockets else "none",
         timeout_graceful_shutdown=0,
     )
     server = uvicorn.Server(config)
