@@ -9,10 +9,9 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import PaymentRefused, ServerError
 from ..model import Claim, SettlementResponse
-from ..paywall.admission import receipt_of
 from ..paywall.challenge import Challenge
 from ..protocols.encoding import dump_json
-from ..protocols.x402 import EXPOSED_HEADERS, PAYMENT_HEADERS, encode_header, settlement_json
+from ..protocols.x402 import EXPOSED_HEADERS, PAYMENT_HEADERS, encode_header, receipt_header, settlement_json
 
 __all__ = ["Answer", "Headers", "challenge", "merge", "problem", "receipt_headers", "replay"]
 
@@ -79,10 +78,10 @@ def problem(error: ServerError, claim: Claim | None = None) -> Answer:
 
 def receipt_headers(claim: Claim, x402_version: int) -> Headers:
     """PAYMENT-RESPONSE, and X-PAYMENT-RESPONSE for a client of v1."""
-    receipt = receipt_of(claim)
-    headers: Headers = [(b"payment-response", encode_header(settlement_json(receipt)).encode())]
+    terms = (claim.network, claim.reference, claim.payer, claim.amount)
+    headers: Headers = [(b"payment-response", receipt_header(*terms))]
     if x402_version == 1:
-        headers.append((b"x-payment-response", encode_header(settlement_json(receipt, v1=True)).encode()))
+        headers.append((b"x-payment-response", receipt_header(*terms, v1=True)))
     return headers
 
 
@@ -98,7 +97,10 @@ def merge(headers: Headers, name: bytes, value: bytes) -> None:
 
 def pack_headers(headers: Headers) -> bytes:
     """An answer's headers as they are kept for a replay: name and value in turn. What holds a NUL is no header."""
-    return b"\0".join([part for k, v in headers if b"\0" not in k + v for part in (k, v)])
+    packed = b"\0".join([part for pair in headers for part in pair])
+    if not headers or packed.count(b"\0") < 2 * len(headers):
+        return packed
+    return pack_headers([(k, v) for k, v in headers if b"\0" not in k + v])
 
 
 def _unpack_headers(packed: bytes) -> Headers:

@@ -34,6 +34,7 @@ RUN_ON_SECONDS: Final = 30.0
 _FILES: Final = ("http.response.pathsend", "http.response.zerocopysend")
 _OURS: Final = frozenset((b"payment-response", b"x-payment-response", b"payment-outcome", b"payment-replayed"))
 """What only the gate says; an app, or what it is a proxy for, can't."""
+_OURS_AND_CACHE: Final = _OURS | {b"cache-control"}
 
 
 class TooLongToHold(ServerError):
@@ -203,9 +204,9 @@ class Delivery:
     def _with_ours(self) -> Headers:
         assert self._held is not None
         cache = self._resource.cache_control.encode() if self._charged else b"no-store"
-        ours = _OURS | {b"cache-control"} if cache else _OURS
-        given = [(bytes(k), bytes(v)) for k, v in self._held.get("headers", ())]
-        headers: Headers = [pair for pair in given if pair[0].lower() not in ours]
+        ours = _OURS_AND_CACHE if cache else _OURS
+        given = self._held.get("headers", ())
+        headers: Headers = [(bytes(k), bytes(v)) for k, v in given if bytes(k).lower() not in ours]
         if cache:
             headers.append((b"cache-control", cache))
         merge(headers, b"vary", VARY)

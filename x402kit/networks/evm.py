@@ -35,8 +35,7 @@ __all__ = ["Transfer", "chain_id", "check", "checksum", "digest", "is_eoa_signat
 
 ERC6492_SUFFIX: Final = bytes.fromhex("6492" * 16)
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
-_NONCE: Final = re.compile(r"0x[0-9a-fA-F]{64}\Z", re.ASCII)
-_SIGNATURE: Final = re.compile(r"0x(?:[0-9a-fA-F]{2}){1,4096}\Z", re.ASCII)
+_SIGNATURE_MAX: Final = 4096
 HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 _PRECOMPILES: Final = 0x10000
 """Addresses below this are precompiles or reserved for them (B10)."""
@@ -74,6 +73,7 @@ def keccak(data: bytes) -> bytes:
     return _sha3()(data).digest()  # type: ignore[no-any-return]
 
 
+@functools.lru_cache(maxsize=64)
 def chain_id(network: str) -> int:
     """The chain id in a CAIP-2 ``eip155:…`` network; ``ValueError`` for anything else."""
     namespace, _, reference = network.partition(":")
@@ -186,14 +186,31 @@ def _time(value: object) -> int:
     return number
 
 
-def _match(pattern: re.Pattern[str], value: object, what: str) -> str:
-    if not isinstance(value, str) or not pattern.match(value):
-        raise ValueError(f"{what} is not as it must be")
-    return value
+def _address_text(value: object, what: str) -> str:
+    if not isinstance(value, str) or not _ADDRESS.match(value):
+        raise ValueError(f"{what} is not an address")
+    return value.lower()
+
+
+def _bytes(value: object, what: str) -> bytes:
+    if isinstance(value, str) and value.startswith("0x"):
+        made = bytes.fromhex(value[2:])
+        if 2 * len(made) + 2 == len(value):  # fromhex passes over whitespace
+            return made
+    raise ValueError(f"{what} is not hexadecimal")
+
+
+def _nonce(value: object) -> bytes:
+    made = _bytes(value, "nonce")
+    if len(made) != 32:
+        raise ValueError("nonce is not 32 bytes")
+    return made
 
 
 def _signature(value: object) -> bytes:
-    made = bytes.fromhex(_match(_SIGNATURE, value, "signature")[2:])
+    made = _bytes(value, "signature")
+    if not 0 < len(made) <= _SIGNATURE_MAX:
+        raise ValueError("signature is empty or too long")
     if len(made) == 65 and made[64] < 2:
         made = made[:64] + bytes((made[64] + 27,))
     return made
@@ -208,12 +225,12 @@ def _transfer(payload: Json) -> Transfer:
     if value > UINT256_MAX:
         raise ValueError("value is out of range")
     return Transfer(
-        payer=_match(_ADDRESS, fields.get("from"), "from").lower(),
-        to=_match(_ADDRESS, fields.get("to"), "to").lower(),
+        payer=_address_text(fields.get("from"), "from"),
+        to=_address_text(fields.get("to"), "to"),
         value=value,
         valid_after=_time(fields.get("validAfter")),
         valid_before=_time(fields.get("validBefore")),
-        nonce=bytes.fromhex(_match(_NONCE, fields.get("nonce"), "nonce")[2:]),
+        nonce=_nonce(fields.get("nonce")),
         signature=_signature(payload.get("signature")),
     )
 

@@ -7,6 +7,7 @@ two spellings. All parsers raise ``ValueError``; whoever reads a request turns t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final
 
 from ..errors import HeaderTooLarge, MalformedPayment
@@ -41,6 +42,7 @@ __all__ = [
     "parse_requirements",
     "parse_settlement_response",
     "parse_verify_response",
+    "receipt_header",
     "requirements_json",
     "requirements_json_v1",
     "settlement_json",
@@ -285,6 +287,14 @@ def settlement_json(receipt: SettlementResponse, *, v1: bool = False) -> Json:
     if receipt.error_reason:
         out["errorReason"] = receipt.error_reason
     return out
+
+
+def receipt_header(network: str, transaction: str, payer: str, amount: int, *, v1: bool = False) -> bytes:
+    """PAYMENT-RESPONSE of a settlement: ``settlement_json`` written without detours, since every paid call has one."""
+    name = (v1_network(network) or network) if v1 else network
+    paid_by = f',"payer":{_quoted(payer)}' if payer else ""
+    text = f'{{"success":true,"transaction":{_quoted(transaction)},"network":{_quoted(name)}{paid_by},"amount":"{amount}"}}'
+    return b64encode(text.encode("ascii")).encode("ascii")
 
 
 def verify_json(answer: VerifyResponse) -> Json:
