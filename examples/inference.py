@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -165,12 +166,12 @@ def images_price(call: Call) -> Quote:
 @paywall.paid(images_price, description="Image generation", mime_type="application/json")
 async def generation_requests(request: Request) -> Response:
     wanted = read(Generation, await request.json())
-    job = jobs.start([image.prompt for image in wanted.requests])
+    job = await run_in_threadpool(jobs.start, [image.prompt for image in wanted.requests])
     return JSONResponse(job, 202, headers={"Location": f"/v1/generation-requests/{job['request_id']}"})
 
 
 async def generation_request(request: Request) -> Response:
-    job = jobs.look(request.path_params["request_id"])
+    job = await run_in_threadpool(jobs.look, request.path_params["request_id"])
     if job is None:
         raise HTTPException(404, "no such generation request")
     return JSONResponse(job, headers={"Cache-Control": "no-store"})

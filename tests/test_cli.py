@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -369,6 +370,18 @@ def test_without_a_command_the_usage_is_told(capsys: pytest.CaptureFixture[str])
         main([])
     assert ended.value.code == 2
     assert "usage: x402kit" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_no_traceback() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with started("inspect", "--allow-insecure", url) as process:
+            connection, _ = listener.accept()
+            process.send_signal(signal.SIGINT)
+            out, complaints = process.communicate(timeout=20)
+            connection.close()
+    assert (process.returncode, out, complaints) == (130, "", "")
 
 
 def test_a_chain_that_can_not_start_is_one_line(

@@ -142,6 +142,13 @@ class Elsewhere(EvmDemo):
         self.asset = Asset(self.asset.network, self.seller, "OTHER", 6)
 
 
+class Poor(EvmDemo):
+    """A seller whose settlement wallet can't pay for gas."""
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "X402KIT_EVM_KEY": "0x" + "12" * 32}
+
+
 @pytest.mark.parametrize("rail", [Pickpocket, Thief])
 def test_demo_fails_when_the_sums_are_wrong(
     rail: type[EvmDemo], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -159,6 +166,20 @@ def test_demo_fails_when_the_chain_knows_nothing_of_the_transfer(
     told = capsys.readouterr().err
     assert "is no transfer of OTHER" in told
     assert "the seller's log" in told
+
+
+def test_demo_fails_when_a_call_is_not_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "RAILS", (Poor,))
+    assert main(["demo"]) == 1
+    assert "status 503" in capsys.readouterr().err
+
+
+def test_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["demo"]) == 1
+    assert "pip install 'x402kit-asgi[demo]'" in capsys.readouterr().err
 
 
 def test_demo_shows_why_the_seller_did_not_start(

@@ -137,7 +137,9 @@ class _Round:
         info = payment_of(answer)
         if answer.status_code != 200 or info is None or not info.verified:
             answer.read()
-            raise ValueError(f"status {answer.status_code}, {info.problem if info else 'not paid'}: {answer.text[:500]}")
+            raise ValueError(
+                f"status {answer.status_code}, {info.problem if info else 'not paid'}: {answer.text[:500]}"
+            )
         transfer = self._rail.transfer(info.transaction)
         self._paid.append((info, transfer))
         print(f"   paid   {self._money(transfer.amount)} in block {transfer.block}, transaction {transfer.transaction}")

@@ -6,7 +6,7 @@ import argparse
 import signal
 import time
 from types import FrameType, TracebackType
-from typing import Any, Final
+from typing import Any
 
 from ..devnet import EvmDevnet
 from ..money import format_units
@@ -41,12 +41,11 @@ def add(commands: Any) -> None:
 
 
 class Stoppable:
-    """A block that SIGINT, SIGTERM and SIGHUP end in good order, at whatever point."""
-
-    _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """A block that SIGINT, SIGTERM and SIGHUP (not under nohup) end in good order, at whatever point."""
 
     def __enter__(self) -> None:
-        self._before = {each: signal.signal(each, self._stop) for each in self._SIGNALS}
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        self._before = {each: signal.signal(each, self._stop) for each in (signal.SIGINT, signal.SIGTERM, *hangup)}
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> bool:
         for each, handler in self._before.items():
@@ -54,7 +53,7 @@ class Stoppable:
         return kind is _Stopped
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        for each in self._SIGNALS:
+        for each in self._before:
             signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt the clearing up
         raise _Stopped
 
