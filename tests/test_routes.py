@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -22,6 +24,15 @@ from x402kit.paywall.resource import Resource
 from x402kit.pricing import price_of
 
 from .support.asking import Shop, ask, make_scope, opened
+
+
+@pytest.fixture(autouse=True, params=["fastapi there", "fastapi not there"])
+def fastapi(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where FastAPI is imported its own walk over the routes is taken, for apps of Starlette too."""
+    if request.param == "fastapi there":
+        monkeypatch.setitem(sys.modules, "fastapi.routing", importlib.import_module("fastapi.routing"))
+    else:
+        monkeypatch.delitem(sys.modules, "fastapi.routing", raising=False)
 
 
 @pytest.fixture

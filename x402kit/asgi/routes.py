@@ -167,7 +167,7 @@ class Routes:
         self._cacheable = all(_known(node.route) for node in _walk(self._nodes))
 
     def _node(self, route: Any, prefix: str) -> _Node:
-        template = prefix + str(getattr(route, "path", ""))
+        template: str = prefix + (getattr(route, "path", None) or "")  # a host has none
         target: Any = getattr(route, "app", None)
         # FastAPI's contexts pass attributes of the route through; a mount is known by what it is.
         effective = getattr(route, "_effective_route", route)
