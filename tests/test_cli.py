@@ -130,7 +130,8 @@ class Paying:
                 status = main(self.arguments(path, *more))
             except SystemExit as ended:  # by argparse
                 status = int(ended.code or 0)
-        return Result(status, *self._output.readouterr())
+        out, err = self._output.readouterr()
+        return Result(status, out, err)
 
 
 @pytest.fixture
@@ -336,7 +337,9 @@ def test_pay_on_a_terminal_says_what_went_wrong(seller: PaidServer, pay: Paying)
     assert "{" not in shown.out
 
 
-def test_J02_the_journal_stands_in_the_users_state(pay: Paying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_J02_the_journal_stands_in_the_users_state(
+    pay: Paying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert pay("/v2/a").status == 0
     journal = tmp_path / "x402kit" / "journal.db"
     assert journal.stat().st_mode & 0o777 == 0o600

@@ -39,14 +39,10 @@ def run(*arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = Non
 
 
 @contextlib.contextmanager
-def started(
-    *arguments: str, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
-) -> Generator[subprocess.Popen[str]]:
+def started(*arguments: str, env: Mapping[str, str] | None = None) -> Generator[subprocess.Popen[str]]:
     """In pipes, while the block runs."""
     command, pipe = (*COMMAND, *arguments), subprocess.PIPE
-    with subprocess.Popen(
-        command, env=environment(env), stdin=stdin, stdout=pipe, stderr=pipe, text=True
-    ) as process:
+    with subprocess.Popen(command, env=environment(env), stdout=pipe, stderr=pipe, text=True) as process:
         try:
             yield process
         finally:

@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
             rails = [stack.enter_context(make()) for make in RAILS]
             seller = stack.enter_context(serve(rails))
             print(f"{bold('seller')}   {seller.url}, examples/inference.py")
-            good = all([_Round(rail, seller.url).run() for rail in rails])
+            rounds = [_Round(rail, seller.url).run() for rail in rails]
+            good = all(rounds)
             if not good:
                 error(f"the seller's log:\n{seller.log()}")
         print(dim(f"\nEverything is stopped again. {time.monotonic() - started:.1f} s."))

@@ -102,8 +102,9 @@ class EvmDemo:
         receipt: Any = self._chain.rpc("eth_getTransactionReceipt", transaction)
         event = "0x" + keccak(b"Transfer(address,address,uint256)").hex()
         token = self.asset.address.lower()
-        logs = [log for log in (receipt or {}).get("logs", ()) if log["address"] == token and log["topics"][0] == event]
-        if len(logs) != 1 or receipt["status"] != "0x1":
+        found: list[Any] = receipt["logs"] if receipt and receipt["status"] == "0x1" else []
+        logs = [log for log in found if log["address"] == token and log["topics"][0] == event]
+        if len(logs) != 1:
             raise DevnetError(f"transaction {transaction} is no transfer of {self.asset.symbol}")
         payer, pay_to = (checksum("0x" + topic[-40:]) for topic in logs[0]["topics"][1:])
         return Transfer(transaction, int(receipt["blockNumber"], 16), payer, pay_to, int(logs[0]["data"], 16))
