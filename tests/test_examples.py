@@ -299,9 +299,7 @@ def test_the_async_openai_sdk_pays(url: str, payer: Payer, spent: Any) -> None:
         http = httpx2.AsyncClient(transport=payer.async_httpx2_transport())
         async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="-", http_client=http) as sdk:
             calls = (
-                sdk.chat.completions.create(
-                    model="demo", messages=[{"role": "user", "content": f"{n}"}], max_tokens=5
-                )
+                sdk.chat.completions.create(model="demo", messages=[{"role": "user", "content": f"{n}"}], max_tokens=5)
                 for n in range(8)
             )
             return [made.choices[0].message.content for made in await asyncio.gather(*calls)]

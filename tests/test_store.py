@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pytest
@@ -231,7 +232,7 @@ async def test_B15_a_freed_nonce_that_the_chain_has_passed_is_not_given(store: S
     assert await store.take_nonce("w", "b", 8) == 8
 
 
-def _in_child(store: SQLiteStore, answer: multiprocessing.queues.SimpleQueue[str]) -> None:
+def _in_child(store: SQLiteStore, answer: SimpleQueue[str]) -> None:
     async def ask() -> None:
         try:
             await store.get("p")
@@ -244,7 +245,7 @@ def _in_child(store: SQLiteStore, answer: multiprocessing.queues.SimpleQueue[str
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 async def test_J06_a_process_that_forked_after_opening_is_refused(store: SQLiteStore) -> None:
     context = multiprocessing.get_context("fork")
-    answer = context.SimpleQueue()
+    answer: SimpleQueue[str] = context.SimpleQueue()
     child = context.Process(target=_in_child, args=(store, answer))
     child.start()
     child.join(20)
