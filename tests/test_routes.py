@@ -6,6 +6,7 @@ import importlib
 import random
 import sys
 import time
+import tracemalloc
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -138,6 +139,21 @@ def test_A08_an_overridden_method_is_priced(app: ASGIApp) -> None:
     assert found(made, "GET", "/a", {"X-HTTP-Method-Override": "post"}) == "POST /a"
     assert not found(made, "GET", "/a", {"X-HTTP-Method-Override": "PUT"})
     assert found(made, "POST", "/a", {"X-HTTP-Method-Override": "GET"}) == "POST /a"
+
+
+@pytest.mark.parametrize("name", ["X-HTTP-Method", "X-Method-Override"])
+def test_A08_also_by_its_other_names(name: str) -> None:
+    made = routes(plain, "POST /a")
+    assert found(made, "GET", "/a", {name: "post"}) == "POST /a"
+    assert found(made, "GET", "/a", {"X-HTTP-Method-Override": "GET", name: "POST"}) == "POST /a"
+
+
+def test_A08_an_override_that_comes_twice_is_taken_both_ways() -> None:
+    twice = [(b"x-http-method-override", b"GET"), (b"x-http-method-override", b"POST")]
+    made = routes(plain, "POST /a")
+    for headers in (twice, twice[::-1]):
+        reached = made.find({**make_scope("GET", "/a"), "headers": headers})
+        assert reached is not None
 
 
 @pytest.mark.parametrize("app", [plain, Starlette(routes=[Route("/a", Everything)])])
@@ -395,3 +411,16 @@ async def test_A09_ten_thousand_paths_never_reach_a_paid_handler_unpaid(shop: Sh
         await ask(shop.app, method, target, root_path=root) if shop.app else None
     assert "paid" not in reached
     assert {"free", "rest"} <= set(reached)
+
+
+def test_I12_long_paths_are_not_remembered() -> None:
+    app = Starlette(routes=[Route("/a", free)])
+    made = routes(app, "/a")
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            assert not found(made, "GET", f"/{number}" + "x" * 60_000)
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert found(made, "GET", "/a")

@@ -28,8 +28,11 @@ __all__ = ["Found", "Routes", "Rule"]
 log = logging.getLogger("x402kit.gate")
 
 _CACHE_MAX: Final = 4096
+_KEY_MAX: Final = 512
+"""A longer path is decided each time: servers pass 64 KB and more, and what is remembered has a bound (I12)."""
 _DECODINGS: Final = 4
 """How often a path is unquoted in search of another reading; no server does it more often."""
+_OVERRIDES: Final = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
 _PARAMETER: Final = re.compile(r"\{[^{}]*\}")
 
 
@@ -202,18 +205,13 @@ class Routes:
             node.resource = found[0]
             self._used.add(id(found[0]))
 
-    def used(self, resource: Resource) -> bool:
-        """Whether a mark was found on a route of this app."""
-        return id(resource) in self._used
-
     def find(self, scope: Scope) -> Found | None:
         """What this request reaches, or None. ``OPTIONS`` of a priced path counts as its resource.
 
         Raises ``BadRequest`` where one request can be read as two with different prices (A08, A09).
         """
         found = self._remembered(scope)
-        method = _override(scope)
-        if method and method != scope["method"]:
+        for method in _overrides(scope):
             other = self._remembered({**scope, "method": method})
             if found is not None and other is not None and found.resource is not other.resource:
                 raise BadRequest("ambiguous_request")
@@ -227,6 +225,8 @@ class Routes:
             return self._decide(scope)
         root, raw = scope.get("root_path", ""), scope.get("raw_path") or b""
         key = (scope["type"], scope.get("method", ""), scope["path"], root, raw)
+        if sum(map(len, key)) > _KEY_MAX:
+            return self._decide(scope)
         try:
             return self._cache[key]
         except KeyError:
@@ -305,11 +305,9 @@ def _readings(scope: Mapping[str, Any]) -> set[str]:
     return out
 
 
-def _override(scope: Scope) -> str:
-    """The method that a middleware of the app may put in the place of the request's, or an empty text."""
+def _overrides(scope: Scope) -> set[str]:
+    """The methods that a middleware of the app may put in the place of the request's, whichever header it takes."""
     if scope["type"] != "http":
-        return ""
-    for name, value in scope["headers"]:
-        if name == b"x-http-method-override":
-            return bytes(value).decode("latin-1").strip().upper()
-    return ""
+        return set()
+    values = {bytes(value).decode("latin-1").strip().upper() for name, value in scope["headers"] if name in _OVERRIDES}
+    return values - {"", scope["method"]}
