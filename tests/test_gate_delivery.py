@@ -534,6 +534,26 @@ async def test_H03_but_not_without_bounds_and_it_is_spent(
     assert (slow.runs, shop.rail.settled) == (1, 1)
 
 
+async def test_H03_also_where_the_app_only_polls_for_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "RUN_ON_SECONDS", 0.05)
+    gone = asyncio.Event()
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not await request.is_disconnected():
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            gone.set()
+            await asyncio.sleep(0.001)
+        await send({"type": "http.response.body"})
+
+    shop.open(endless, {"GET /goods": "$0.01"})
+    payment = await shop.payment("GET", "/goods")
+    async with asyncio.timeout(5):
+        await show(shop, payment, leave=gone)
+    assert (await shop.claim(payment)).state == "served"
+
+
 async def test_H02_a_caller_who_leaves_before_the_first_byte_is_served_later(shop: Shop) -> None:
     started = asyncio.Event()
 

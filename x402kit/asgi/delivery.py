@@ -133,16 +133,19 @@ class Delivery:
             raise self._lost
 
     def _leave(self) -> None:
-        if not self.left:
+        # Who leaves before the first byte has been given nothing.
+        if self.started and not self.left:
             self.left = True
             self._run_until = time.monotonic() + RUN_ON_SECONDS
 
     async def leaving(self) -> None:
         """The caller has left. A charged stream that has begun goes on first, while its copy can still be kept."""
         self._leave()
-        if self.started and self._charged and not self._closed:
+        left = self._run_until - time.monotonic()
+        # Once the time is over, without a pause: who only polls for the end cancels what waits, and would never hear it.
+        if left > 0 and self.started and self._charged and not self._closed:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._run_until - time.monotonic()):
+                async with asyncio.timeout(left):
                     await self._over.wait()
 
     async def _settle(self) -> None:
