@@ -14,7 +14,7 @@ import httpx
 import httpx2
 import pytest
 
-from tests.support.clients import ADDRESS, KINDS, call, client_of, payer
+from tests.support.clients import ADDRESS, KINDS, call, client_of, payer, request
 from tests.support.paid_server import NETWORK, PAY_TO, USDC, PaidServer, entry, serving, v1_entry
 from x402kit.client import (
     Limits,
@@ -198,6 +198,30 @@ def test_M02_after_a_lost_answer_the_same_payment_is_shown_again(seller: PaidSer
     info = payment_of(answer)
     assert info is not None
     assert info.replayed is (fault not in ("503", "409"))
+
+
+@every_kind
+def test_M02_a_form_is_the_same_call_whatever_its_boundary_is(seller: PaidServer, kind: str) -> None:
+    seller.script["/v2/a"] = ["502"] * 3
+    paying = payer()
+    form: dict[str, Any] = {"data": {"model": "m"}, "files": {"file": ("a.wav", b"RIFF--")}}
+    for status in (502, 200):
+        assert request(paying, kind, "POST", seller.url + "/v2/a", **form).status_code == status
+    assert len({seen.payment for seen in seller.paid}) == 1
+    assert len({(seen.body, seen.headers["content-type"]) for seen in seller.seen}) == 1
+    form["files"] = {"file": ("a.wav", b"RIFF")}
+    assert request(paying, kind, "POST", seller.url + "/v2/a", **form).status_code == 200
+    assert len(seller.settled) == 2
+    boundary = seller.seen[0].headers["content-type"].partition("boundary=")[2].encode()
+    assert seller.seen[0].body.count(b"--" + boundary) == 3
+    assert b"\r\n\r\nRIFF--\r\n--" in seller.seen[0].body
+
+
+def test_M02_a_boundary_that_the_caller_chose_stays(seller: PaidServer) -> None:
+    kind = {"content-type": "multipart/form-data; boundary=ours"}
+    request(payer(), "httpx", "POST", seller.url + "/v2/a", files={"a": b"b"}, headers=kind)
+    assert {seen.headers["content-type"] for seen in seller.seen} == set(kind.values())
+    assert b"--ours" in seller.seen[0].body
 
 
 @every_kind

@@ -6,6 +6,7 @@ Written against httpx's names; ``Family`` holds the classes themselves, httpx's 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +28,8 @@ BUFFER_MAX: Final = 1024 * 1024
 FIRST_ORIGIN: Final = "x402kit.first_origin"
 """Kept in a request's extensions, which a client hands on to the request that follows a redirect (M06)."""
 _SLICE: Final = 1024
+_FORM: Final = re.compile(r"multipart/form-data; boundary=([0-9a-f]{32})\Z")
+"""A form whose boundary httpx has drawn. One that the caller chose stays."""
 
 End = Callable[[BaseException | None], None]
 
@@ -72,13 +75,31 @@ def _port(url: httpx.URL) -> int | None:
     return url.port or {"https": 443, "http": 80}.get(url.scheme)
 
 
+def _origin(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
+def _steady(family: Family, request: httpx.Request) -> httpx.Request:
+    """A form with a boundary that follows from its content: SDKs' retries draw a new one each, and with it they would
+    be other calls, to be paid anew (M02), whose body is not the one that was paid for.
+    """
+    found = _FORM.match(request.headers.get("content-type", ""))
+    if found is None:
+        return request
+    drawn = b"--" + found[1].encode()
+    made = hashlib.sha256(request.content.replace(drawn, b"--")).hexdigest()[:32]
+    headers = request.headers.copy()
+    headers["content-type"] = f"multipart/form-data; boundary={made}"
+    content = request.content.replace(drawn, b"--" + made.encode())
+    return family.request(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
+
+
 def _target(request: httpx.Request) -> Target:
-    url = request.url
-    origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
+    url, origin = request.url, _origin(request.url)
     place = origin + url.raw_path.decode("ascii")
     parts = (request.method.encode(), place.encode(), request.content)
     fingerprint = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
-    first: str = request.extensions.setdefault(FIRST_ORIGIN, origin)
+    first: str = request.extensions[FIRST_ORIGIN]
     return Target(request.method, place, _host(url), _port(url), url.scheme == "https", fingerprint, origin, first)
 
 
@@ -95,9 +116,10 @@ class Exchange:
 
     def __init__(self, family: Family, setup: Setup, request: httpx.Request) -> None:
         self._family = family
-        self._request = request
+        request.extensions.setdefault(FIRST_ORIGIN, _origin(request.url))
+        self._request = _steady(family, request)
         self.response: httpx.Response | None = None
-        self.attempt = Attempt(setup, _target(request))
+        self.attempt = Attempt(setup, _target(self._request))
 
     def outgoing(self, step: Send) -> httpx.Request:
         """The client's request, or a copy with the payment: its own headers stay without one (M06)."""
