@@ -153,6 +153,21 @@ async def test_K04_at_its_limit_the_store_refuses_new_claims_and_keeps_the_live_
     await store.close()
 
 
+async def test_K04_a_claim_that_stays_does_not_count_for_those_that_were_forgotten_since(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "claims.db", max_claims=3)
+    await store.start()
+    await settle(store, new_claim("never shown again", payer="one"))
+    for number in range(9):  # there is always a new one
+        await settle(store, new_claim(f"p{number}", payer=str(number)))
+        await store.move(f"p{number - 1}", "serve", "a", kept_until=0, final=1)
+        assert await store.prune(FAR + 3601) == min(number, 1)
+    assert await store.get("never shown again") is not None
+    await settle(store, new_claim("the last place"))
+    with pytest.raises(TooManyRequests):
+        await store.claim(new_claim("one more"))
+    await store.close()
+
+
 async def test_I13_one_payer_cannot_fill_the_store_with_open_payments(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "claims.db", max_open_per_payer=2)
     await store.start()

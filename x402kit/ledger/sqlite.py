@@ -7,6 +7,7 @@ refused (J06).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -61,7 +62,8 @@ _MARGIN: Final = 3600
 _INSERT: Final = (
     f"INSERT INTO claims ({', '.join(_COLUMNS)})"
     f" SELECT {', '.join('?' * len(_COLUMNS))}"
-    " WHERE ifnull((SELECT max(id) FROM claims) - (SELECT min(id) FROM claims), 0) < ?"
+    " WHERE (ifnull((SELECT max(id) FROM claims) - (SELECT min(id) FROM claims), 0) < ?"
+    " OR (SELECT count(*) FROM claims) < ?)"
     f" AND (SELECT count(*) FROM claims WHERE payer = ? AND state IN {_OPEN_SQL}) < ?"
     " ON CONFLICT (payment_id) DO UPDATE SET "
     + ", ".join(f"{c} = excluded.{c}" for c in _COLUMNS if c != "payment_id")
@@ -189,7 +191,8 @@ class SQLiteStore:
 
     async def claim(self, claim: Claim) -> Claim:
         row = claim._replace(lease_until=_clock() + self._lease_ms)
-        limits = (self._max_claims, claim.payer, self._max_open)
+        # The span of the ids is known at once; only one old row that stays makes it wide, and then they are counted.
+        limits = (self._max_claims, self._max_claims, claim.payer, self._max_open)
 
         def insert(c: sqlite3.Connection) -> Claim:
             if c.execute(_INSERT, (*row, *limits)).rowcount == 1:
@@ -206,9 +209,18 @@ class SQLiteStore:
             found = await self._write(insert)
             won = found.owner == row.owner
             return found
+        except asyncio.CancelledError:
+            self._abandon(row.payment_id, row.owner)
+            raise
         finally:
             if not won:
                 self._held.discard(key)
+
+    def _abandon(self, payment_id: str, owner: str) -> None:
+        """Give back what a caller who is gone may have been given: what is queued is done all the same, in order."""
+        sql = "UPDATE claims SET lease_until = 0 WHERE payment_id = ? AND owner = ?"
+        released = self._worker(self._writer).submit(lambda c: c.execute(sql, (payment_id, owner)).rowcount)
+        released.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def take(self, payment_id: str, state: str, owner: str) -> Claim | None:
         now = _clock()
@@ -224,7 +236,11 @@ class SQLiteStore:
                 c.execute("UPDATE nonces SET free = 1 WHERE holder = ?", former)
             return row
 
-        row = await self._write(take)
+        try:
+            row = await self._write(take)
+        except asyncio.CancelledError:
+            self._abandon(payment_id, owner)
+            raise
         if row is None:
             return None
         self._held.add(f"{owner} {payment_id}")
