@@ -142,7 +142,7 @@ class Delivery:
         """The caller has left. A charged stream that has begun goes on first, while its copy can still be kept."""
         self._leave()
         left = self._run_until - time.monotonic()
-        # Once the time is over, without a pause: who only polls for the end cancels what waits, and would never hear it.
+        # Once the time is over, without a pause: who only polls for the end cancels what waits, and never hears it.
         if left > 0 and self.started and self._charged and not self._closed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
