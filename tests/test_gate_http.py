@@ -14,9 +14,11 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -220,3 +222,37 @@ def test_head_has_the_answers_headers_and_no_body(street: Street) -> None:
         answer = httpx.head(street.url + "/endpoint", headers=header(payment))
         assert (answer.status_code, answer.content, answer.headers.get("Payment-Replayed")) == (200, b"", replayed)
     assert street.runs == ["endpoint"]
+
+
+class Alias:
+    """Middleware of the app's own that the gate can't see through."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, "path": "/goods"} if scope.get("path") == "/alias" else scope, receive, send)
+
+
+def test_A09_a_pipelined_request_has_no_part_in_what_the_one_before_it_paid(tmp_path: Path) -> None:
+    paywall = paywall_of(OfflineRail(), tmp_path / "payments.db")
+    runs: list[str] = []
+
+    @paywall.paid("$0.01")
+    async def goods(request: Request) -> Response:
+        runs.append("goods")
+        return PlainTextResponse("goods")
+
+    app = Starlette(routes=[Route("/goods", goods)], middleware=[Middleware(Alias)])
+    with serving(paywall.protect(app)) as url:
+        challenge = parse_payment_required(decode_header(httpx.get(url + "/goods").headers["PAYMENT-REQUIRED"]))
+        payment = pay(challenge.raw_accepts[0]).v2()
+        first = f"GET /goods HTTP/1.1\r\nHost: shop\r\nPAYMENT-SIGNATURE: {payment}\r\n\r\n"
+        second = "GET /alias HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n"
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall((first + second).encode())
+            answers = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answers.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 500" in answers
+    assert runs == ["goods"]

@@ -149,6 +149,9 @@ class Gate:
             await self._refuse(e, scope, receive, send)
             return
         if found is None:
+            # A server may start a pipelined request in the context of a paid one, whose right is not this one's.
+            if admitted.get() is not None:
+                admitted.set(None)
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._refuse(None, scope, receive, send)
