@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import queue
 import secrets
-import signal
 import sqlite3
 import threading
 import time
@@ -175,7 +174,7 @@ class Shop:
 
     def stop(self) -> None:
         for server in self.servers:
-            server.stop()
+            server.kill()
         self._http.close()
 
     # Paying
@@ -374,7 +373,7 @@ def _transfers(chain: EvmDevnet, pay_to: str, first: int) -> Generator[ChainTran
 
 @contextlib.contextmanager
 def opened(chain: EvmDevnet, folder: Path, **changes: Any) -> Generator[Shop]:
-    """A shop without servers yet; at the end every server is stopped."""
+    """A shop without servers yet; at the end every server is killed."""
     key = secrets.token_bytes(32)
     chain.rpc("anvil_setBalance", address_of(key), hex(10**18))
     setup = Setup(
@@ -389,7 +388,4 @@ def opened(chain: EvmDevnet, folder: Path, **changes: Any) -> Generator[Shop]:
     try:
         yield shop
     finally:
-        for server in shop.servers:
-            if server.running:
-                server.signal(signal.SIGCONT)
         shop.stop()
