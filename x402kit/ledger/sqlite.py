@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
 
@@ -28,6 +29,7 @@ __all__ = ["SQLiteStore"]
 T = TypeVar("T")
 _COLUMNS: Final = Claim._fields
 _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM claims"
+_SELECT_ONE: Final = f"{_SELECT} WHERE payment_id = ?"
 _INTEGERS: Final = frozenset(name for name, kind in get_type_hints(Claim).items() if kind is int)
 _BLOBS: Final = frozenset(("fingerprint", "credential", "intent", "headers", "body", "body_digest"))
 _OPEN_SQL: Final = "('" + "','".join(OPEN) + "')"
@@ -247,17 +249,13 @@ class SQLiteStore:
         return Claim._make(row)
 
     async def move(self, payment_id: str, move: str, owner: str | None = None, **columns: Any) -> bool:
-        start, end = MOVES[move]
+        end = MOVES[move][1]
         # A claim that reached its end, or that waits for the chain alone, needs no lease.
         ends = end in ("served", "failed", "credited", "unknown")
         if ends:
             columns["lease_until"] = 0
-        sql, values = _update(columns, ("state", end))
-        sql += f" AND state IN ({', '.join('?' * len(start))})"
-        values += (payment_id, *start)
-        if owner is not None:
-            sql += " AND owner = ?"
-            values += (owner,)
+        sql = _move_sql(move, tuple(columns), owner is not None)
+        values = (*columns.values(), payment_id) if owner is None else (*columns.values(), payment_id, owner)
         try:
             return await self._write(lambda c: c.execute(sql, values).rowcount == 1)
         finally:
@@ -265,8 +263,9 @@ class SQLiteStore:
                 self._held.discard(f"{owner} {payment_id}")
 
     async def note(self, payment_id: str, **columns: Any) -> None:
-        sql, values = _update(columns)
-        await self._write(lambda c: c.execute(sql, (*values, payment_id)).rowcount)
+        sql = f"UPDATE claims SET {_assignments(tuple(columns))} WHERE payment_id = ?"
+        values = (*columns.values(), payment_id)
+        await self._write(lambda c: c.execute(sql, values).rowcount)
 
     async def release(self, payment_id: str, owner: str) -> None:
         self._held.discard(f"{owner} {payment_id}")
@@ -335,13 +334,21 @@ def _clock() -> int:
 
 
 def _get(connection: sqlite3.Connection, payment_id: str) -> Claim | None:
-    row = connection.execute(f"{_SELECT} WHERE payment_id = ?", (payment_id,)).fetchone()
+    row = connection.execute(_SELECT_ONE, (payment_id,)).fetchone()
     return Claim._make(row) if row else None
 
 
-def _update(columns: dict[str, Any], *more: tuple[str, Any]) -> tuple[str, tuple[Any, ...]]:
-    pairs = (*more, *columns.items())
-    unknown = {name for name, _ in pairs} - set(_COLUMNS)
+def _assignments(columns: tuple[str, ...]) -> str:
+    unknown = set(columns) - set(_COLUMNS)
     assert not unknown, unknown
-    sets = ", ".join(f"{name} = ?" for name, _ in pairs)
-    return f"UPDATE claims SET {sets} WHERE payment_id = ?", tuple(value for _, value in pairs)
+    return ", ".join(f"{name} = ?" for name in columns)
+
+
+@lru_cache(maxsize=64)
+def _move_sql(move: str, columns: tuple[str, ...], owned: bool) -> str:
+    """The one statement that makes a move: the states that it may start from guard it, and its owner."""
+    start, end = MOVES[move]
+    assignments = ", ".join(filter(None, (f"state = '{end}'", _assignments(columns))))
+    states = "', '".join(start)
+    owner = " AND owner = ?" if owned else ""
+    return f"UPDATE claims SET {assignments} WHERE payment_id = ? AND state IN ('{states}'){owner}"
