@@ -233,6 +233,28 @@ def test_C08_after_a_kill_it_is_the_same_answer(shop: Shop) -> None:
     settled_down(shop)
 
 
+def test_C08_after_a_restart_with_another_recipient_what_was_paid_is_still_paid(shop: Shop) -> None:
+    first = shop.start(fails=9, settle=0.2)
+    served, owed, sent = shop.pay("/goods"), shop.pay("/fails"), shop.pay("/goods")
+    assert shop.show(served).fulfilled
+    assert shop.show(owed).kept_good
+    shop.chain.set_automine(False)
+    assert shop.show(sent).status == 504
+    first.stop()
+    shop.chain.mine()
+    shop.chain.set_automine(True)
+    shop.start(pay_to=shop.chain.accounts[5].address)
+    assert shop.show(served).replayed
+    assert shop.show(owed).fulfilled
+    assert shop.show(sent).status in (409, 504)  # nobody here can look for it; never 402
+    shop.wait_for(lambda: "ALERT" in shop.log)
+    shop.servers[-1].stop()
+    shop.start()
+    assert shop.show_until_decided(sent).fulfilled
+    assert len(shop.transfers()) == 3
+    settled_down(shop)
+
+
 def test_C11_challenges_leave_no_row_and_the_first_of_them_can_still_be_paid(shop: Shop) -> None:
     shop.start()
     payment = shop.pay()

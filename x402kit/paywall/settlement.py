@@ -235,6 +235,11 @@ class Settler:
         if claim.state in ("settled", "served", "credited"):
             await self._watch(claim)
             return
+        if claim.state != "claimed" and self.rail_of(claim) is None:
+            # Only the chain could say what became of it: the operator must bring its rail back.
+            await self._store.note(claim.payment_id, next_check=int(time.time()) + 60)
+            log.error("ALERT: claim %s is open, and its rail is configured no more", claim.payment_id)
+            return
         owner = f"reconcile:{id(self):x}:{time.monotonic_ns():x}"
         taken = await self._store.take(claim.payment_id, claim.state, owner)
         if taken is None:
