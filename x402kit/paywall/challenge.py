@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..errors import BadRequest, PaymentRefused, ServerError
+from ..errors import BadRequest, PaymentRefused
 from ..model import CHALLENGE_SECONDS, Json, PaymentPayload, PaymentRequirements
 from ..money import MAX_AMOUNT, Usd, format_units
 from ..networks.port import Rail
@@ -183,8 +183,3 @@ class Challenges:
         wrong = any(key in echo.extra and echo.extra[key] != value for key, value in known.items())
         if wrong or echo.max_timeout_seconds != resource.max_timeout_seconds:
             raise PaymentRefused("invalid_payment_requirements", detail="the echo differs from the offer")
-
-
-def explain(error: ServerError) -> str:
-    """The text of a challenge's ``error``."""
-    return error.reason
