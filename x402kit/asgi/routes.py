@@ -30,6 +30,8 @@ log = logging.getLogger("x402kit.gate")
 _CACHE_MAX: Final = 4096
 _KEY_MAX: Final = 512
 """A longer path is decided each time: servers pass 64 KB and more, and what is remembered has a bound (I12)."""
+_PATH_MAX: Final = 8192
+"""The longest path for an app that we can't look into."""
 _DECODINGS: Final = 4
 """How often a path is unquoted in search of another reading; no server does it more often."""
 _OVERRIDES: Final = frozenset((b"x-http-method-override", b"x-http-method", b"x-method-override"))
@@ -57,6 +59,9 @@ class Rule:
         return _PARAMETER.sub("{}", self.template)
 
     def pattern(self) -> re.Pattern[str]:
+        """Raises ``UnmatchedRule`` for several ``{…:path}``: matching them can take for ever."""
+        if sum(kind.endswith(":path}") for kind in _PARAMETER.findall(self.template)) > 1:
+            raise UnmatchedRule(f"only one parameter of a template can be a path: {self.template}")
         parts = [re.escape(part) for part in _PARAMETER.split(self.template.lower().rstrip("/") or "/")]
         kinds = _PARAMETER.findall(self.template)
         out = parts[0]
@@ -261,6 +266,8 @@ class Routes:
         return None
 
     def _by_template(self, scope: Scope, method: str) -> Found | None:
+        if len(scope["path"]) > _PATH_MAX:  # to read it in every way would take long
+            raise BadRequest("path_too_long")
         every = method == "OPTIONS" or scope["type"] == "websocket"
         rules = [(pattern, rule) for pattern, rule in self._templates if every or rule.covers(method)]
         found: dict[int, Rule] = {}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import binascii
 import json
+import re
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from ..model import NESTING_MAX, Json
@@ -90,22 +92,17 @@ _STRICT = json.JSONDecoder(
 _FLOATS = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant, parse_int=_integer)
 
 
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_NO_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")
+_STEP = [1 if chr(code) in "[{" else -1 for code in range(256)]
+
+
 def _check_nesting(text: str, most: int) -> None:
     if text.count("[") + text.count("{") <= most:
         return
-    depth = 0
-    inside = escaped = False
-    for char in text:
-        if inside:
-            inside, escaped = escaped or char != '"', char == "\\" and not escaped
-        elif char == '"':
-            inside = True
-        elif char in "[{":
-            depth += 1
-            if depth > most:
-                raise ValueError("nested too deeply")
-        elif char in "]}":
-            depth -= 1
+    brackets = _STRING.sub("", text).encode().translate(None, _NO_BRACKETS)
+    if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > most:
+        raise ValueError("nested too deeply")
 
 
 def parse_json(data: bytes, *, floats: bool = False, nesting: int = NESTING_MAX) -> Any:
