@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,7 +73,7 @@ def test_A03_A04_A06_A07_a_quote_is_for_one_request(changes: dict[str, Any]) -> 
 )
 def test_A01_A02_a_quote_is_for_one_offer(changes: dict[str, Any]) -> None:
     quote = QUOTES.make(BINDING.packed(), OFFER, NOW + 300)
-    assert refused(quote, offer=replace(OFFER, **changes)) == "quote_mismatch"
+    assert refused(quote, offer=OFFER._replace(**changes)) == "quote_mismatch"
 
 
 def test_A15_a_quote_is_good_until_its_leeway_is_over() -> None:

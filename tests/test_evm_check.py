@@ -202,13 +202,13 @@ def test_B10_a_precompile_pays_nothing(payer: str) -> None:
 
 
 def test_paying_oneself_is_no_payment() -> None:
-    offer = replace(OFFER, pay_to=PAYER.address)
+    offer = OFFER._replace(pay_to=PAYER.address)
     assert refusal(payment(to=PAYER.address.lower()), offer) == PREFIX + "authorization_from"
 
 
 def test_B13_the_chain_is_in_the_payments_id_and_in_its_signature() -> None:
     made = payment()
-    elsewhere = replace(OFFER, network="eip155:84532")
+    elsewhere = OFFER._replace(network="eip155:84532")
     assert read(made).payment_id != read(made, elsewhere).payment_id
     assert read(made).payment_id.startswith(f"evm:8453:{USDC.address.lower()}:{PAYER.address.lower()}:0x")
     transfer = read(made).body

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -128,7 +127,7 @@ async def test_B05_cancelled_is_refused(chain: EvmDevnet) -> None:
 async def test_B05_a_used_nonce_of_another_amount_is_refused(chain: EvmDevnet) -> None:
     nonce = secrets.token_bytes(32)
     async with seller(chain) as shop:
-        other = replace(shop.offer, amount=7)
+        other = shop.offer._replace(amount=7)
         shop.offer, good = other, shop.offer
         assert (await shop.settle(shop.authorize(value=7, nonce=nonce)))[1].state == "settled"
         shop.offer = good

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +230,7 @@ async def test_K05_what_a_payment_names_is_never_asked(chain: EvmDevnet, front: 
     async with shop(chain, front.url) as seller:
         raw: Json = {"facilitator": "http://127.0.0.1:9", "resource": {"url": "http://127.0.0.1:9"}}
         made = PaymentPayload(2, "exact", NETWORK, signed_payload(chain.accounts[1]), raw=raw, extensions=raw)
-        payment = seller.rail.parse(made, replace(seller.offer, extra={"facilitator": "http://127.0.0.1:9"}))
+        payment = seller.rail.parse(made, seller.offer._replace(extra={"facilitator": "http://127.0.0.1:9"}))
         await seller.rail.verify(payment, seller.offer)
     assert b":9" not in front.faulty.of("verify")[0].data
 
@@ -543,7 +542,7 @@ async def test_B05_a_nonce_used_for_another_is_402_only_if_the_chain_shows_it(
     nonce = b"\x07" * 32
     elsewhere = chain.accounts[3].address
     async with shop(chain, front.url, sees=sees) as seller:
-        other = Shop(chain, seller.rail, replace(seller.offer, pay_to=elsewhere))
+        other = Shop(chain, seller.rail, seller.offer._replace(pay_to=elsewhere))
         assert (await other.send(other.authorize(to=elsewhere.lower(), nonce=nonce)))[1].state == "settled"
         with pytest.raises(error):
             await seller.rail.verify(seller.authorize(nonce=nonce), seller.offer)

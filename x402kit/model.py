@@ -71,8 +71,7 @@ class ResourceInfo:
     mime_type: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentRequirements:
+class PaymentRequirements(NamedTuple):
     """One entry of ``accepts[]``: an offer. ``amount`` in atomic units of ``asset`` on ``network`` (CAIP-2)."""
 
     scheme: str
@@ -81,7 +80,7 @@ class PaymentRequirements:
     asset: str
     pay_to: str
     max_timeout_seconds: int
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    extra: Mapping[str, Any] = _NOTHING
 
 
 @dataclass(frozen=True, slots=True)

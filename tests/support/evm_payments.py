@@ -50,13 +50,13 @@ def offer_for(**changes: Any) -> PaymentRequirements:
     made = PaymentRequirements(
         "exact", NETWORK, PRICE, USDC.address, PAY_TO, 300, {"name": USDC.name, "version": USDC.version}
     )
-    return replace(made, **changes)
+    return made._replace(**changes)
 
 
 def sign(transfer: Transfer, owner: EvmAccount, asset: Asset = USDC) -> Transfer:
     """The same transfer, signed by ``owner``."""
     made = sign_digest(bytes.fromhex(owner.private_key[2:]), digest(transfer, asset))
-    return replace(transfer, signature=made)
+    return transfer._replace(signature=made)
 
 
 def payload_of(transfer: Transfer) -> Json:
@@ -79,7 +79,7 @@ def signed_payload(owner: EvmAccount, *, payer: str = "", asset: Asset = USDC, *
     made = Transfer(
         (payer or owner.address).lower(), PAY_TO.lower(), PRICE, 0, int(time.time()) + 600, secrets.token_bytes(32), b""
     )
-    return payload_of(sign(replace(made, **changes), owner, asset))
+    return payload_of(sign(made._replace(**changes), owner, asset))
 
 
 class Seller:
@@ -168,7 +168,7 @@ def contract_payload(wallet: str, owner: EvmAccount, *, signature: bytes | None 
     """A payment by a wallet contract, signed by ``owner``."""
     transfer = Transfer(wallet.lower(), PAY_TO.lower(), PRICE, 0, int(time.time()) + 600, secrets.token_bytes(32), b"")
     made = sign(transfer, owner)
-    return payload_of(made if signature is None else replace(made, signature=signature))
+    return payload_of(made if signature is None else made._replace(signature=signature))
 
 
 def submit(chain: EvmDevnet, data: bytes) -> str:

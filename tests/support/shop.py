@@ -201,7 +201,7 @@ class Shop:
         ends = max(int(time.time()), self.chain_time()) + seconds
         nonce = secrets.token_bytes(32)
         transfer = Transfer(account.address.lower(), offer.pay_to.lower(), offer.amount, 0, ends, nonce, b"")
-        transfer = sign(replace(transfer, **changes), account)
+        transfer = sign(transfer._replace(**changes), account)
         document: Json = {"x402Version": 2, "accepted": made.raw_accepts[0], "payload": payload_of(transfer)}
         header = encode_header(document)
         return Payment(header, method, path, account.address, "0x" + nonce.hex(), offer.amount, body)

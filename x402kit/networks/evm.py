@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import MalformedPayment, MissingExtra, PaymentRefused
 from ..model import VALID_FOR_MAX, VALID_FOR_MIN, Authorization, Json, PaymentPayload, PaymentRequirements
@@ -41,8 +40,7 @@ _PRECOMPILES: Final = 0x10000
 """Addresses below this are precompiles or reserved for them (B10)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(NamedTuple):
     """A ``transferWithAuthorization`` as signed; ``signature`` has its v, where it has one, as 27 or 28."""
 
     payer: str

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Final
 
 from ..errors import PaymentRefused, PaymentUsed, RailUnavailable
@@ -71,7 +70,7 @@ class Verifier:
             raise PaymentRefused(_PREFIX + "signature") from None
         if factory not in self._factories:
             raise PaymentRefused("eip6492_factory_not_allowed")
-        return replace(transfer, signature=inner)
+        return transfer._replace(signature=inner)
 
     def gas_for(self, transfer: Transfer) -> int:
         """The absolute gas limit of a settlement: no estimate, no margin (B11)."""

@@ -231,7 +231,7 @@ class FacilitatorRail:
         await self._base.close()
 
     def _body(self, authorization: Authorization, offer: PaymentRequirements) -> Json:
-        ours = replace(offer, extra=self._base.extra())
+        ours = offer._replace(extra=self._base.extra())
         return body_json(authorization, ours, self._version or 2, self._resource)
 
     def _claim(self, authorization: Authorization) -> Claim:

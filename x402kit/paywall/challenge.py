@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from ..errors import BadRequest, PaymentRefused
 from ..model import CHALLENGE_SECONDS, Json, PaymentPayload, PaymentRequirements
@@ -179,7 +178,8 @@ class Challenges:
         echo = payment.accepted
         if echo is None:
             return
-        known: dict[str, Any] = rail.extra()
-        wrong = any(key in echo.extra and echo.extra[key] != value for key, value in known.items())
-        if wrong or echo.max_timeout_seconds != resource.max_timeout_seconds:
+        wrong = echo.max_timeout_seconds != resource.max_timeout_seconds
+        for key, value in rail.extra().items():
+            wrong = wrong or echo.extra.get(key, value) != value
+        if wrong:
             raise PaymentRefused("invalid_payment_requirements", detail="the echo differs from the offer")

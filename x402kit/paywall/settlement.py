@@ -86,8 +86,9 @@ class Settler:
         When the caller is cancelled the settlement goes on, and its claim is free for the next showing (C03).
         """
         # A future of our own: a shielded task takes the loop a further round to wake the caller (4 µs).
-        waiter: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._settle_for(waiter, rail, authorization, offer, claim))
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Claim] = loop.create_future()
+        task = loop.create_task(self._settle_for(waiter, rail, authorization, offer, claim))
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._ended, waiter))
         try:

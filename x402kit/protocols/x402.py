@@ -130,9 +130,9 @@ def find_payment(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 def _text(obj: Mapping[str, Any], key: str, *, limit: int = 2048) -> str:
     value = obj.get(key)
-    if not isinstance(value, str) or not value or len(value) > limit:
-        raise ValueError(f"{key} is missing or not text")
-    return value
+    if isinstance(value, str) and 0 < len(value) <= limit:
+        return value
+    raise ValueError(f"{key} is missing or not text")
 
 
 def _object(obj: Mapping[str, Any], key: str) -> Json:
@@ -293,8 +293,8 @@ def receipt_header(network: str, transaction: str, payer: str, amount: int, *, v
     """PAYMENT-RESPONSE of a settlement: ``settlement_json`` written without detours, since every paid call has one."""
     name = (v1_network(network) or network) if v1 else network
     paid_by = f',"payer":{_quoted(payer)}' if payer else ""
-    text = f'{{"success":true,"transaction":{_quoted(transaction)},"network":{_quoted(name)}{paid_by},"amount":"{amount}"}}'
-    return b64encode(text.encode("ascii")).encode("ascii")
+    text = f'{{"success":true,"transaction":{_quoted(transaction)},"network":{_quoted(name)}{paid_by}'
+    return b64encode(f'{text},"amount":"{amount}"}}'.encode("ascii")).encode("ascii")
 
 
 def verify_json(answer: VerifyResponse) -> Json:
