@@ -67,6 +67,7 @@ def test_devnet_on_a_terminal_is_for_people() -> None:
         assert process.wait(10) == 0
     text = "".join(said)
     assert f"1 payer      {ADDRESS}  1000.000000 USDC" in text
+    assert f"export X402KIT_EVM_KEY={KEY}" in text
     assert "http://127.0.0.1:" in text
     assert "{" not in text
 
@@ -224,6 +225,7 @@ def test_pay_1_errors(seller: PaidServer, pay: Paying) -> None:
     pay.url = "http://127.0.0.1:9"
     refused = pay("/")
     assert (refused.status, said(refused)["error"]) == (1, "error")
+    assert "http://127.0.0.1:9/" in said(refused)["message"]
     pay.url = "nonsense"
     assert pay("/").status == 1
 
@@ -258,6 +260,7 @@ def test_pay_3_refused_by_the_limits(seller: PaidServer, pay: Paying) -> None:
     done = run("pay", seller.url + "/v2/a", env=pay.env)
     assert (done.status, said(done)["error"]) == (3, "refused")
     assert "plain http" in said(done)["message"]
+    assert "--allow-insecure" in said(done)["message"]
     assert seller.paid == []
 
 
@@ -282,6 +285,7 @@ def test_pay_3_when_the_server_does_not_accept_it(seller: PaidServer, pay: Payin
 def test_M01_pay_4_too_dear(seller: PaidServer, pay: Paying) -> None:
     done = pay("/v2/a", "--max-amount", "0.009999")
     assert (done.status, said(done)["error"], seller.paid) == (4, "too_dear", [])
+    assert "above --max-amount" in said(done)["message"]
     assert pay("/v2/a", "--max-amount", "$0.01").status == 0
     seller.offers["/v2/dear"] = [entry(amount="50001")]
     assert pay("/v2/dear").status == 4
@@ -308,8 +312,8 @@ def test_M03_pay_5_and_the_same_command_shows_the_same_payment(seller: PaidServe
 def test_pay_5_whatever_leaves_the_outcome_open(seller: PaidServer, pay: Paying, actions: list[str]) -> None:
     seller.script["/v2/open"] = actions
     done = pay("/v2/open")
-    assert done.status == 5
-    assert "outcome_unknown" in done.err
+    assert (done.status, said(done)["error"]) == (5, "outcome_unknown")
+    assert "the same command shows the same payment again" in said(done)["message"]
     assert pay("/v2/open").status == 0
     assert len(seller.settled) == 1
     assert len({seen.payment for seen in seller.paid}) == 1

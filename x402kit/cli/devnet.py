@@ -78,5 +78,13 @@ def _show(evm: EvmDevnet) -> None:
     roles = {0: "settlement", 1: "payer"}
     for index, account in enumerate(evm.accounts):
         balance = format_units(evm.balance_of(account.address), 6)
-        print(f"  {index} {roles.get(index, ''):<10} {account.address} {balance:>12} USDC  {dim(account.private_key)}")
+        print(f"  {index} {roles.get(index, ''):<10} {account.address} {balance:>12} USDC")
+        print(f"               {dim(account.private_key)}")
+    seller, payer = evm.accounts[:2]
+    print("\nFor a seller:")
+    print(f"  export X402KIT_ENV=devnet X402KIT_EVM_RPC_URL={evm.rpc_url}")
+    print(f"  export X402KIT_EVM_PAY_TO={seller.address}")
+    print(f"  export X402KIT_EVM_KEY={seller.private_key}")
+    print("For a payer, in another shell:")
+    print(f"  export X402KIT_EVM_KEY={payer.private_key}")
     print(f"\n{dim('The keys are public and worth nothing. Ctrl-C stops the chain.')}", flush=True)

@@ -49,6 +49,13 @@ Exit status:
 """
 _AMOUNT: Final = re.compile(r"\$?\d+\.\d+\Z|\$\d+\Z", re.ASCII)
 _OPEN: Final = ("signed", "unknown")
+_AGAIN: Final = "the same command shows the same payment again"
+# The library's errors name its own arguments; who sits at a shell has the options.
+_OPTIONS: Final = (
+    ("allow_insecure=True", "--allow-insecure"),
+    ("Limits.per_call", "--max-amount"),
+    ("Limits.per_day", "--max-per-day"),
+)
 
 
 def add(commands: Any) -> None:
@@ -76,7 +83,8 @@ def add(commands: Any) -> None:
 def _dollars(text: str) -> str:
     """A bare number could be dollars or atomic units (L06): a dollar sign or a decimal point is asked for."""
     if not _AMOUNT.match(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount: write 0.05 or '$0.05' (quoted from the shell)")
+        whole = f"{text}.00 or '${text}'" if text.isascii() and text.isdigit() else "0.05 or '$0.05'"
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of dollars: write {whole} (quoted from the shell)")
     return text if text.startswith("$") else f"${text}"
 
 
@@ -117,10 +125,7 @@ def _exchange(payer: Payer, arguments: argparse.Namespace, words: bool) -> int:
         if last and not last.endswith(b"\n") and out.isatty():
             out.write(b"\n")
             out.flush()
-    info = payment_of(answer)
-    if info is not None:
-        _receipt(info, answer.status_code, words)
-    return _status(payer, answer.status_code, info, words)
+    return _status(payer, answer.status_code, payment_of(answer), words)
 
 
 def _status(payer: Payer, status: int, info: PaymentInfo | None, words: bool) -> int:
@@ -132,13 +137,17 @@ def _status(payer: Payer, status: int, info: PaymentInfo | None, words: bool) ->
         return OK if status < 400 else ERROR
     state = _state(payer, info.reference)
     if state in _OPEN:
-        _say(words, "outcome_unknown", f"status {status}, and the payment's outcome is not known", info.reference)
+        settled = info.receipt is not None and info.receipt.success
+        known = f"the money moved ({info.transaction})" if settled else "what became of the payment is not known"
+        _say(words, "outcome_unknown", f"status {status}, and {known}; {_AGAIN}", info.reference)
         return UNKNOWN
     if state == "used":
         _say(words, "not_accepted", f"status {status}: the payment was not accepted", info.reference)
         return REFUSED
     if state == "refused":
         _say(words, "error", f"status {status}; the payment was not taken", info.reference)
+        return ERROR
+    _receipt(info, status, words)
     return OK if status < 400 else ERROR
 
 
@@ -147,7 +156,7 @@ def _failed(payer: Payer, fault: BaseException, words: bool) -> int:
     reference = _open_payment(payer, fault)
     if reference:
         why = str(fault) or type(fault).__name__
-        _say(words, "outcome_unknown", f"{why}; the same command shows the same payment again", reference)
+        _say(words, "outcome_unknown", f"{why}; {_AGAIN}", reference)
         return UNKNOWN
     kinds: tuple[tuple[type[BaseException], str, int], ...] = (
         (TooDear, "too_dear", TOO_DEAR),
@@ -156,8 +165,17 @@ def _failed(payer: Payer, fault: BaseException, words: bool) -> int:
         (PaymentNotAccepted, "not_accepted", REFUSED),
     )
     code, status = next(((code, status) for kind, code, status in kinds if isinstance(fault, kind)), ("error", ERROR))
-    _say(words, code, str(fault) or type(fault).__name__, getattr(fault, "reference", ""))
+    _say(words, code, _told(fault), getattr(fault, "reference", ""))
     return status
+
+
+def _told(fault: BaseException) -> str:
+    text = str(fault) or type(fault).__name__
+    if isinstance(fault, httpx.RequestError):
+        text = f"{fault.request.url}: {text}"
+    for argument, option in _OPTIONS:
+        text = text.replace(argument, option)
+    return text
 
 
 def _open_payment(payer: Payer, fault: BaseException) -> str:
