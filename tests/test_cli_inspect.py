@@ -270,6 +270,8 @@ def test_A12_what_the_strict_parser_refuses_is_said_and_yet_explained() -> None:
         (b64encode(b"[1]"), ["json_not_strict"]),
         ("A", ["base64_invalid"]),
         ("hello world", ["base64_invalid"]),
+        ("hello", ["base64_invalid"]),
+        ("word", ["json_invalid"]),
         (b64encode(b"{not json"), ["json_invalid"]),
         ("[1]", ["base64_invalid"]),
         ('{"a":' * 9_000, ["json_invalid"]),

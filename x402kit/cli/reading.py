@@ -27,6 +27,9 @@ def read(text: str, report: Report) -> Json | None:
         report.problem("empty", "there is nothing to read")
         return None
     data = text.encode() if text.startswith("{") else _decoded(text, report)
+    if data.lstrip()[:1] not in (b"{", b"[") and not report.problems:
+        report.problem("json_invalid", "it is neither a URL, nor JSON, nor a header's value (JSON in base64)")
+        return None
     obj = _parsed(data, report)
     if obj is None:
         return None
