@@ -182,9 +182,14 @@ async def test_the_last_price_stands_for_a_bounded_time(chain: EvmDevnet) -> Non
             gas.check()
 
 
-async def test_an_l1_oracle_that_can_not_be_read_is_no_price(chain: EvmDevnet) -> None:
+async def test_an_l1_oracle_that_can_not_be_read_is_no_price(
+    chain: EvmDevnet, caplog: pytest.LogCaptureFixture
+) -> None:
     async with meter(chain.rpc_url, GasPolicy(ETH), Clock()) as gas:
         assert not await gas.refresh()  # Base has the oracle, this chain has none until it is put there
+        assert not await gas.refresh()
+        (told,) = caplog.messages
+        assert told.startswith("ALERT: no gas price")
         chain.set_l1_fee(0)
         assert await gas.refresh()
 

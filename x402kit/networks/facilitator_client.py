@@ -90,6 +90,9 @@ class FacilitatorClient:
         elif isinstance(answer, Answer) and answer.status < 500 and answer.status != 429:
             self._failures = 0
             return
+        elif not self._failures:
+            said = f"status {answer.status}" if isinstance(answer, Answer) else "no answer"
+            log.warning("the facilitator's /%s: %s; payments are answered 503 until it is back", endpoint, said)
         self._failures += 1
         if self._failures >= FAILURES_MAX:
             self._closed_until = time.monotonic() + PAUSE_SECONDS

@@ -10,6 +10,7 @@ price that can't be read leaves the last one standing for a bounded time; then t
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from .evm_reads import Chain
 from .rpc import RpcRefused, RpcTrouble
 
 __all__ = ["ChainlinkFeed", "FixedPrice", "GasMeter", "GasPolicy", "PriceFeed"]
+
+log = logging.getLogger("x402kit.evm")
 
 _ORACLE: Final = "0x420000000000000000000000000000000000000F"
 _OP_STACK: Final = frozenset((10, 8453, 84532, 11155420, 7777777, 34443, 57073, 480, 1868))
@@ -68,9 +71,11 @@ class ChainlinkFeed:
 
     async def read(self, chain: Chain, now: int) -> tuple[int, int]:
         answer = await chain.call(self.address, call_data("latestRoundData()"))
+        if len(answer) < 160:
+            raise ValueError(f"no price feed at {self.address}")
         decimals = await chain.call_number(self.address, call_data("decimals()"))
-        if len(answer) < 160 or decimals > 30:
-            raise ValueError("not a price feed")
+        if decimals > 30:
+            raise ValueError(f"no price feed at {self.address}")
         price = int.from_bytes(answer[32:64], "big", signed=True)
         updated = int.from_bytes(answer[96:128], "big")
         if price <= 0 or not now - self.max_age_seconds <= updated <= now + LEEWAY_SECONDS:
@@ -110,6 +115,7 @@ class GasMeter:
         self._l1 = known if policy.l1_fee is None else policy.l1_fee
         self._value: int | None = None
         self._read_at = 0
+        self._fault = ""
         self._before: list[tuple[int, int]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -140,13 +146,22 @@ class GasMeter:
             return True
         try:
             value = await self._cost()
-        except (RpcTrouble, RpcRefused, RailUnavailable, ValueError):
+        except (RpcTrouble, RpcRefused, RailUnavailable, ValueError) as e:
+            self._failed(e.detail if isinstance(e, RailUnavailable) else str(e))
             return False
+        self._fault = ""
         now = self._now()
         if self._value is not None and self._value != value:
             self._before.append((self._value, now + CHALLENGE_SECONDS + LEEWAY_SECONDS))
         self._value, self._read_at = value, now
         return True
+
+    def _failed(self, fault: str) -> None:
+        """Told once for each fault: without a price there are no offers, and every priced route answers 503."""
+        if fault != self._fault:
+            then = "the last one stands" if self._value is not None else "priced routes answer 503"
+            log.error("ALERT: no gas price on %s (%s): %s", self._asset.network, then, fault)
+        self._fault = fault
 
     def start(self) -> None:
         """Refresh at each window's beginning, until ``close``."""
@@ -171,11 +186,17 @@ class GasMeter:
         coin, decimals = await self._policy.feed.read(self._chain, self._now())
         wei = self._policy.gas_units * price.expected
         if self._l1:
-            sample = b"".join(keccak(bytes((i,))) for i in range(_TRANSACTION_BYTES // 32 + 1))[:_TRANSACTION_BYTES]
-            wei += await self._chain.call_number(_ORACLE, call_data("getL1Fee(bytes)", tail=sample))
+            wei += await self._l1_fee()
         scaled: int = wei * coin * 10**self._asset.decimals * (100 + self._policy.margin_percent)
         unit: int = 10 ** (18 + decimals) * 100
         return -(-scaled // unit)
+
+    async def _l1_fee(self) -> int:
+        sample = b"".join(keccak(bytes((i,))) for i in range(_TRANSACTION_BYTES // 32 + 1))[:_TRANSACTION_BYTES]
+        answer = await self._chain.call(_ORACLE, call_data("getL1Fee(bytes)", tail=sample))
+        if len(answer) < 32:
+            raise ValueError(f"no L1 fee oracle at {_ORACLE}; on a local chain say GasPolicy(..., l1_fee=False)")
+        return int.from_bytes(answer[:32], "big")
 
     def _now(self) -> int:
         return int(self._clock())
