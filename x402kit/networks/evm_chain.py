@@ -64,8 +64,11 @@ class EvmRail:
         self.network, self.asset, self._chain_id = network, *_asset(network, asset)
         self.pay_to, self.confirmations, self.wallet = pay_to, confirmations, wallet
         self.final_depth = max(self._options.final_depth, confirmations)
-        if not _ADDRESS.match(pay_to) or not _ADDRESS.match(self.asset.address) or confirmations < 0:
-            raise ConfigError("pay_to and asset are 0x… addresses, confirmations a number of blocks")
+        for what, address in (("pay_to", pay_to), ("the asset", self.asset.address)):
+            if not _ADDRESS.match(address):
+                raise ConfigError(f"{what} is no address (0x and 40 hex digits)")
+        if confirmations < 0:
+            raise ConfigError("confirmations is a number of blocks, 0 or more")
         if rpc is None and (wallet is not None or gas is not None):
             raise ConfigError(f"{network} needs rpc=…, the address of a node")
         self.rpc = None if rpc is None else Rpc(rpc, seconds=self._options.rpc_seconds)
