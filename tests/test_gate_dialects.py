@@ -58,6 +58,24 @@ DOORS: dict[str, Callable[[Payment], dict[str, str]]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["Authorization", "Cookie", "X-API-Key"])
+@pytest.mark.parametrize("door", DOORS)
+async def test_C03_who_reads_a_payment_off_the_chain_does_not_get_its_callers_answer(
+    shop: Shop, door: str, name: str
+) -> None:
+    """All that a payment without our quote is made of stands in the transaction."""
+    payment = await shop.payment("GET", "/goods")
+    headers = DOORS[door](payment)
+    assert (await shop.ask("GET", "/goods", {**headers, name: "the caller's own"})).body == b"goods"
+    quoted = door in ("v2", "alias", "enlarged", "with extensions", "url-safe")
+    for others in ({}, {name: "another's"}):
+        answer = await shop.ask("GET", "/goods", {**headers, **others})
+        assert (answer.status, answer.body == b"goods") == ((200, True) if quoted else (403, False))
+    again = await shop.ask("GET", "/goods", {**headers, name: "the caller's own"})
+    assert (again.status, again.body, again.header("payment-replayed")) == (200, b"goods", "true")
+    assert (runs, shop.rail.settled) == (["goods"], 1)
+
+
 @pytest.mark.parametrize("door", DOORS)
 async def test_every_dialect_is_served(shop: Shop, door: str) -> None:
     payment = await shop.payment("GET", "/goods")

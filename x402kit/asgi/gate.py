@@ -37,6 +37,7 @@ __all__ = ["Gate", "PaidCall"]
 
 log = logging.getLogger("x402kit.gate")
 
+_SECRETS: Final = frozenset((b"authorization", b"cookie", b"x-api-key"))
 _URL_MAX: Final = 2048
 """A query that makes the URL longer is left out of the challenge: it is for display."""
 
@@ -94,6 +95,11 @@ class _Priced:
                 raise BadRequest("not_priceable", detail=f"{name} came more than once")
             values.append(found[0] if found else None)
         return hashlib.sha256(repr(values).encode()).digest()
+
+    def caller(self) -> bytes:
+        """A digest of the headers by which an app knows its caller; nothing where there are none."""
+        found = [pair for pair in self.scope["headers"] if pair[0] in _SECRETS]
+        return hashlib.sha256(repr(sorted(found)).encode()).digest() if found else b""
 
     async def quote(self) -> Quote:
         if self._quote is None:
@@ -231,7 +237,9 @@ class Gate:
         if raw is None:
             return await self._challenge(request, None)
         request.shown = True
-        admission = await self._till.admissions.admit(resource, request.binding(), raw, request.ceiling)
+        admission = await self._till.admissions.admit(
+            resource, request.binding(), raw, request.ceiling, request.caller()
+        )
         return await self._replay(admission, request, receive) if admission.replay else admission
 
     async def _challenge(self, request: _Priced, error: PaymentRefused | None) -> Answer:

@@ -86,10 +86,17 @@ class Shown(NamedTuple):
     raw: bytes
     payment: PaymentPayload
     ceiling: Ceiling
+    caller: bytes = b""
 
     @property
     def credential(self) -> bytes:
-        return hashlib.sha256(self.raw).digest()
+        """Of the payment as it was spelled. One without our quote can be spelled by whoever reads the chain, so that
+        the caller's own secrets stand in for it.
+        """
+        digest = hashlib.sha256(self.raw)
+        if not self.payment.quote and self.caller:
+            digest.update(self.caller)
+        return digest.digest()
 
 
 class Admissions:
@@ -104,10 +111,15 @@ class Admissions:
         self._process = f"{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts = itertools.count()
 
-    async def admit(self, resource: Resource, binding: Binding, raw: bytes, ceiling: Ceiling) -> Admission:
-        """Admit the payment in ``raw`` to a request; ``ceiling`` works out the price when no quote is echoed."""
+    async def admit(
+        self, resource: Resource, binding: Binding, raw: bytes, ceiling: Ceiling, caller: bytes = b""
+    ) -> Admission:
+        """Admit the payment in ``raw`` to a request; ``ceiling`` works out the price when no quote is echoed.
+
+        ``caller`` is a digest of what only this caller knows, besides the payment: its session or key.
+        """
         payment = _read(raw)
-        shown = Shown(resource, binding, raw, payment, ceiling)
+        shown = Shown(resource, binding, raw, payment, ceiling, caller)
         candidates = self._challenges.candidates(payment)
         # A payment that was made before the set-up changed is for none of today's offers, and keeps its claim (I7).
         readers = candidates or self._challenges.readers(payment)
