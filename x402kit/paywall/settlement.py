@@ -132,7 +132,7 @@ class Settler:
     ) -> Claim:
         try:
             intent = await self._intend(rail, authorization, offer, claim)
-            claim = claim._replace(
+            claim = claim.changed(
                 state="sent",
                 reference=intent.reference,
                 intent=intent.blob,
@@ -169,7 +169,7 @@ class Settler:
         try:
             outcome = await rail.send(intent)
             if outcome.state == "pending":
-                claim = claim._replace(reference=outcome.reference or claim.reference)  # a facilitator says it late
+                claim = claim.changed(reference=outcome.reference or claim.reference)  # a facilitator says it late
                 outcome = await rail.wait(claim, self._wait)
             return await self.record(claim, outcome, rail)
         except RailUnavailable as e:
@@ -191,7 +191,7 @@ class Settler:
                 "next_check": now + 60,
             }
             if await self._store.move(claim.payment_id, "confirm", owner, **columns):
-                return claim._replace(state="settled", **columns)
+                return claim.changed(state="settled", **columns)
         elif outcome.state == "failed":
             if outcome.never_sent:
                 # Before the claim ends: who dies in between leaves a claim to be sent again, not a nonce held for ever.
@@ -199,7 +199,7 @@ class Settler:
                 await rail.discard(blob, _Held(self._store, claim.owner))
             spent = int(outcome.spent)
             if await self._store.move(claim.payment_id, "fail", owner, reason=outcome.reason, spent=spent):
-                return claim._replace(state="failed", reason=outcome.reason, spent=spent)
+                return claim.changed(state="failed", reason=outcome.reason, spent=spent)
         else:
             if outcome.resend:
                 await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
@@ -207,7 +207,7 @@ class Settler:
             wait = next((step for step in _AGAIN if age <= step * 3), _AGAIN[-1])
             reference = outcome.reference or claim.reference
             if await self._store.move(claim.payment_id, "lose", owner, next_check=now + wait, reference=reference):
-                return claim._replace(state="unknown", reference=reference)
+                return claim.changed(state="unknown", reference=reference)
         return await self._store.get(claim.payment_id) or claim
 
     async def look(self, claim: Claim) -> Claim:
