@@ -96,6 +96,15 @@ def test_A10_unless_it_is_asked_for_and_then_it_is_loud(caplog: pytest.LogCaptur
     assert found(made, "GET", "/weather") == "GET /weather"
 
 
+def test_A10_an_app_without_any_price_is_told_of(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    routes(plain)
+    routes(Starlette(routes=[Route("/a", free)]))
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    routes(plain, "/a")
+    routes(Starlette(routes=[Route("/a", shop.paywall.paid("$1")(free))]))
+    assert len(caplog.records) == 2
+
+
 def test_A10_two_prices_on_one_route_are_an_error(shop: Shop) -> None:
     with pytest.raises(UnmatchedRule, match="two prices"):
         routes(Starlette(routes=[Route("/a", shop.paywall.paid("$1")(free))]), "/a")

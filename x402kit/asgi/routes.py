@@ -154,6 +154,8 @@ class Routes:
         missing = [f"{rule.method} {rule.template}".strip() for rule in self._rules if id(rule) not in self._used]
         missing += [mark.id for mark in marks if id(mark) not in self._used]
         self.unmatched = missing
+        if not self._used and not missing:
+            log.warning("no route of the app has a price of this paywall: all are free")
         if missing:
             text = "priced, but no route of the app: " + ", ".join(missing)
             if strict:
