@@ -2,8 +2,8 @@
 
     uvicorn examples.inference:app
 
-The set-up comes from the X402KIT_* variables (x402kit/settings.py). The prices stand on the endpoints; the rest is
-what the service would be without them.
+The set-up comes from the X402KIT_* variables (x402kit/settings.py); `x402kit devnet` prints them for a local chain. The
+prices stand on the endpoints; the rest is what the service would be without them.
 """
 
 from __future__ import annotations
