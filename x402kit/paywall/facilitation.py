@@ -36,7 +36,7 @@ from ..model import (
 from ..money import MAX_AMOUNT
 from ..networks.port import OpenRail, Rail
 from ..protocols.x402 import v1_network
-from .admission import VERIFY_SLOTS
+from .admission import VERIFY_SLOTS, is_over
 from .settlement import Settler
 
 __all__ = ["Facilitation", "Job"]
@@ -234,7 +234,7 @@ class Facilitation:
         pauses = itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
         while True:
             found = await self._store.get(order.authorization.payment_id)
-            if found is None or found.state == "failed":
+            if found is None or is_over(found):
                 made = await self._begin(order)
                 if made is not None:
                     return made
@@ -259,7 +259,7 @@ class Facilitation:
             await self._verify(order)
         except (PaymentRefused, PaymentUsed):
             found = await self._store.get(payment_id)
-            if found is None or found.state == "failed":
+            if found is None or is_over(found):
                 raise
             return None
         claim = self._claim(order, now)

@@ -25,6 +25,8 @@ __all__ = ["Settler"]
 log = logging.getLogger("x402kit.settlement")
 
 RECONCILE_SECONDS: Final = 5.0
+_START_SECONDS: Final = 10.0
+"""How long the start waits for the first pass."""
 _AT_ONCE: Final = 16
 """Claims that one pass looks at together."""
 _AGAIN: Final = (2, 5, 10, 30, 60)
@@ -63,9 +65,15 @@ class Settler:
         return self._rails.get((claim.network, claim.asset.lower(), claim.pay_to.lower()))
 
     async def start(self) -> None:
-        """Reconcile what an earlier process left, then go on doing so on a timer."""
-        await self.reconcile()
-        self._timer = asyncio.create_task(self._run(), name="x402kit-reconcile")
+        """Reconcile what an earlier process left, then go on doing so on a timer.
+
+        A first pass that takes longer, since a node hangs, goes on beside the requests.
+        """
+        looked = asyncio.Event()
+        self._timer = asyncio.create_task(self._run(looked), name="x402kit-reconcile")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_START_SECONDS):
+                await looked.wait()
 
     async def close(self, drain_seconds: float = 10) -> None:
         """Let settlements under way finish, for so long; the rest is reconciled at the next start (J09)."""
@@ -282,11 +290,12 @@ class Settler:
             await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
         await self._store.note(claim.payment_id, next_check=now + 5)
 
-    async def _run(self) -> None:
+    async def _run(self, looked: asyncio.Event) -> None:
         while True:
-            await asyncio.sleep(self._every)
             try:
                 await self.reconcile()
             except Exception:  # the background border: one bad pass must not end all later ones
                 with contextlib.suppress(Exception):  # nor must a log that fails (I11)
                     log.exception("reconcile failed")
+            looked.set()
+            await asyncio.sleep(self._every)
