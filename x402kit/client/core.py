@@ -195,8 +195,9 @@ class Attempt:
         offers = challenge.offers(self._setup.policy.known) if challenge else []
         if offers and not self._doubt and len(self._shown) < self._setup.max_signatures:
             return offers
-        shown = " and ".join(self._shown)
-        raise PaymentNotAccepted(f"the server refused the payment {shown}: {reason}", reference=payment.reference)
+        before = ", ".join(each for each in self._shown if each != payment.reference)
+        what = f"the payment, and {before} before it" if before else "the payment"
+        raise PaymentNotAccepted(f"the server refused {what}: {reason}", reference=payment.reference)
 
     def _end(self, payment: Payment, answer: Answer) -> Generator[Step, Any, PaymentInfo]:
         info = read_payment(payment, answer.headers)

@@ -107,7 +107,7 @@ def _checked(url: str, allow_insecure: bool) -> str:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigError("the facilitator's URL has credentials, a query or a fragment; give secrets as headers")
     if parts.scheme != "https" and not allow_insecure and not _is_loopback(parts.hostname or ""):
-        raise ConfigError("the facilitator's URL is not https; allow_insecure=True permits it")
+        raise ConfigError("the facilitator's URL is not https")
     return url.rstrip("/")
 
 
