@@ -82,7 +82,7 @@ class Shown(NamedTuple):
     """A payment as it was shown for a request."""
 
     resource: Resource
-    binding: Binding
+    bound: bytes
     raw: bytes
     payment: PaymentPayload
     ceiling: Ceiling
@@ -119,7 +119,7 @@ class Admissions:
         ``caller`` is a digest of what only this caller knows, besides the payment: its session or key.
         """
         payment = _read(raw)
-        shown = Shown(resource, binding, raw, payment, ceiling, caller)
+        shown = Shown(resource, binding.fingerprint(), raw, payment, ceiling, caller)
         candidates = self._challenges.candidates(payment)
         # A payment that was made before the set-up changed is for none of today's offers, and keeps its claim (I7).
         readers = candidates or self._challenges.readers(payment)
@@ -162,7 +162,7 @@ class Admissions:
     ) -> PaymentRequirements:
         """The offer that the payment meets, after every check."""
         self._challenges.check_echo(rail, shown.payment, shown.resource)
-        if not self._challenges.is_quoted(shown.payment, shown.resource, shown.binding, offer, now):
+        if not self._challenges.is_quoted(shown.payment, shown.bound, offer, now):
             value = offer.amount if shown.payment.accepted is not None else authorization.amount
             offer = self._challenges.afresh(rail, shown.resource, await shown.ceiling(), value)
         rail.check(authorization, offer, now)
@@ -186,7 +186,7 @@ class Admissions:
         return Claim(
             payment_id=authorization.payment_id,
             state="claimed",
-            fingerprint=shown.binding.fingerprint(),
+            fingerprint=shown.bound,
             credential=shown.credential,
             resource=resource.id,
             network=offer.network,
@@ -244,7 +244,7 @@ class Admissions:
         """Go on with a payment that has a claim already."""
         step = next_step(
             "spent" if claim.spent else claim.state,
-            same_request=claim.fingerprint == shown.binding.fingerprint(),
+            same_request=claim.fingerprint == shown.bound,
             same_spelling=claim.credential == shown.credential,
         )
         if step is Step.REFUSE:

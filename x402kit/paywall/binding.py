@@ -1,9 +1,9 @@
 """What a payment is bound to, and the quote that carries it: stateless, an HMAC over everything (I10).
 
-A quote is ``base64url(expiry ‖ nonce ‖ mac)``. The mac covers, the parts' lengths before them so that no two tuples
-join alike (G08): method, origin, path, query, digests of the body and the headers where the price reads them, the
-resource, and the offer's scheme, network, asset, recipient and amount. Nothing is stored until a valid payment comes
-(C11).
+A quote is ``base64url(expiry ‖ nonce ‖ mac)``. The mac covers the request's fingerprint (method, origin, path, query,
+digests of the body and the headers where the price reads them, resource) and the offer's scheme, network, asset,
+recipient and amount; parts have their lengths before them, so that no two tuples join alike (G08). Nothing is stored
+until a valid payment comes (C11).
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ class Quotes:
             raise ConfigError("the secret must have at least 16 bytes")
         self._keys = [_derive(secret) for secret in secrets]
 
-    def make(self, packed: bytes, offer: PaymentRequirements, expiry: int) -> str:
-        """The quote of one offer for a packed binding, good until ``expiry``."""
+    def make(self, bound: bytes, offer: PaymentRequirements, expiry: int) -> str:
+        """The quote of one offer for what it is bound to (a request's fingerprint), good until ``expiry``."""
         head = expiry.to_bytes(4, "big") + os.urandom(8)
-        return b64url(head + self._mac(self._keys[0], head, packed, offer))
+        return b64url(head + self._mac(self._keys[0], head, bound, offer))
 
-    def check(self, quote: str, packed: bytes, offer: PaymentRequirements, now: int) -> None:
+    def check(self, quote: str, bound: bytes, offer: PaymentRequirements, now: int) -> None:
         """Raises ``PaymentRefused``: not ours, for another request or other terms, or expired. No money moved."""
         try:
             token = b64url_decode(quote)
@@ -96,14 +96,14 @@ class Quotes:
             raise PaymentRefused("quote_invalid")
         head, mac = token[:12], token[12:]
         for key in self._keys:
-            if hmac.compare_digest(self._mac(key, head, packed, offer), mac):
+            if hmac.compare_digest(self._mac(key, head, bound, offer), mac):
                 break
         else:
             raise PaymentRefused("quote_mismatch")
         if now > int.from_bytes(head[:4], "big") + LEEWAY_SECONDS:
             raise PaymentRefused("quote_expired")
 
-    def _mac(self, key: bytes, head: bytes, packed: bytes, offer: PaymentRequirements) -> bytes:
+    def _mac(self, key: bytes, head: bytes, bound: bytes, offer: PaymentRequirements) -> bytes:
         terms = _terms(offer.scheme, offer.network, offer.asset, offer.pay_to, offer.amount)
-        message = b"".join((head, len(packed).to_bytes(4, "big"), packed, terms))
+        message = b"".join((head, len(bound).to_bytes(4, "big"), bound, terms))
         return hmac.digest(key, message, "sha256")[:_MAC_BYTES]

@@ -94,7 +94,7 @@ class Challenges:
         error: str,
     ) -> Challenge:
         """Offers for one quote. Nothing is stored."""
-        packed = binding.packed()
+        bound = binding.fingerprint()
         expiry = now + CHALLENGE_SECONDS
         v2: list[str] = []
         v1: list[str] = []
@@ -104,7 +104,7 @@ class Challenges:
             surcharge = terms.rail.surcharge()
             decimals = terms.rail.asset.decimals
             amount = _amount(ceiling, decimals, surcharge)
-            quote = self._quotes.make(packed, terms.requirements(resource, amount), expiry)
+            quote = self._quotes.make(bound, terms.requirements(resource, amount), expiry)
             extra = f'"extra":{terms.extra}{_breakdown(ceiling, decimals, surcharge)}'
             seconds = resource.max_timeout_seconds
             most = f'"amount":"{amount}","maxAmountRequired":"{amount}"'
@@ -146,16 +146,14 @@ class Challenges:
         rails = [terms.rail for terms in self._terms]
         return [(r, echo) for r in rails if r.scheme == payment.scheme and r.network.startswith(family)]
 
-    def is_quoted(
-        self, payment: PaymentPayload, resource: Resource, binding: Binding, offer: PaymentRequirements, now: int
-    ) -> bool:
+    def is_quoted(self, payment: PaymentPayload, bound: bytes, offer: PaymentRequirements, now: int) -> bool:
         """Whether the payment echoes a quote of ours for this very request; a wrong one is ``PaymentRefused``.
 
         False means that it echoes none (v1, Katana): then the call is priced afresh.
         """
         if payment.accepted is None or "quote" not in payment.accepted.extra:
             return False
-        self._quotes.check(payment.quote, binding.packed(), offer, now)
+        self._quotes.check(payment.quote, bound, offer, now)
         return True
 
     def afresh(self, rail: Rail, resource: Resource, ceiling: Usd, value: int) -> PaymentRequirements:
