@@ -131,6 +131,27 @@ class Authorization(NamedTuple):
     valid_until: int
     body: Any
 
+    def claim(self, now: int, **columns: Any) -> Claim:
+        """A claim on this payment; ``columns`` are what else is known of it."""
+        known: dict[str, Any] = {
+            "state": "claimed",
+            "fingerprint": b"",
+            "credential": b"",
+            "resource": "",
+            "deadline": now,
+        }
+        return Claim(
+            payment_id=self.payment_id,
+            network=self.network,
+            asset=self.asset,
+            pay_to=self.pay_to,
+            payer=self.payer,
+            amount=self.amount,
+            valid_until=self.valid_until,
+            created_at=now,
+            **(known | columns),
+        )
+
 
 class Intent(NamedTuple):
     """A settlement that is about to be sent, stored before it is (I9).

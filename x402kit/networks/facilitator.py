@@ -236,23 +236,7 @@ class FacilitatorRail:
 
     def _claim(self, authorization: Authorization) -> Claim:
         """A claim to ask the chain about, where none is at hand."""
-        now = int(time.time())
-        return Claim(
-            payment_id=authorization.payment_id,
-            state="sent",
-            fingerprint=b"",
-            credential=b"",
-            resource="",
-            network=authorization.network,
-            asset=authorization.asset,
-            pay_to=authorization.pay_to,
-            payer=authorization.payer,
-            amount=authorization.amount,
-            valid_until=authorization.valid_until,
-            created_at=now,
-            deadline=now,
-            confirmations=self.confirmations,
-        )
+        return authorization.claim(int(time.time()), state="sent", confirmations=self.confirmations)
 
     async def _settle(self, blob: bytes, *, first: bool) -> Outcome:
         call = parse_object(blob)

@@ -149,7 +149,7 @@ class Admissions:
             if found is None or is_over(found):
                 raise
             return await self._resume(shown, found)
-        claim = self._new_claim(shown, rail, offer, authorization, now)
+        claim = self._new_claim(shown, rail, authorization, now)
         row = await self._store.claim(claim)
         if row.owner != claim.owner:
             return await self._resume(shown, row)
@@ -179,23 +179,13 @@ class Admissions:
         finally:
             self._verifying -= 1
 
-    def _new_claim(
-        self, shown: Shown, rail: Rail, offer: PaymentRequirements, authorization: Authorization, now: int
-    ) -> Claim:
+    def _new_claim(self, shown: Shown, rail: Rail, authorization: Authorization, now: int) -> Claim:
         resource = shown.resource
-        return Claim(
-            payment_id=authorization.payment_id,
-            state="claimed",
+        return authorization.claim(
+            now,
             fingerprint=shown.bound,
             credential=shown.credential,
             resource=resource.id,
-            network=offer.network,
-            asset=offer.asset,
-            pay_to=offer.pay_to,
-            payer=authorization.payer,
-            amount=offer.amount,
-            valid_until=authorization.valid_until,
-            created_at=now,
             deadline=now + UNSERVED_SECONDS,
             confirmations=rail.confirmations if resource.confirmations is None else resource.confirmations,
             owner=self._owner(),

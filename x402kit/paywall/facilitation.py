@@ -269,21 +269,12 @@ class Facilitation:
         return await asyncio.shield(self._settler.settle(order.rail, order.authorization, order.offer, row))
 
     def _claim(self, order: _Order, now: int) -> Claim:
-        offer, authorization = order.offer, order.authorization
-        return Claim(
-            payment_id=authorization.payment_id,
-            state="claimed",
+        return order.authorization.claim(
+            now,
             fingerprint=order.job.fingerprint(),
             credential=order.job.key,
             resource="facilitator",
-            network=offer.network,
-            asset=offer.asset,
-            pay_to=offer.pay_to,
-            payer=authorization.payer,
-            amount=offer.amount,
-            valid_until=authorization.valid_until,
-            created_at=now,
-            deadline=authorization.valid_until + KEPT_SECONDS,
+            deadline=order.authorization.valid_until + KEPT_SECONDS,
             confirmations=order.rail.confirmations,
             owner=self._owner(),
             attempts=1,
