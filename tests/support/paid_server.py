@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import threading
 from collections import defaultdict
 from collections.abc import Generator
@@ -20,6 +19,7 @@ import uvicorn
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from tests.support.serving import listening
 from x402kit.errors import ServerError
 from x402kit.model import Json, PaymentRequirements, SettlementResponse
 from x402kit.networks import evm
@@ -288,7 +288,7 @@ _FREE = ("free", "plain402", "big402", "redirect", "away")
 def serving() -> Generator[PaidServer]:
     """The server on a free port of 127.0.0.1, until the block ends."""
     app = PaidServer()
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listening()
     app.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=0)
     server = uvicorn.Server(config)

@@ -10,7 +10,16 @@ from collections.abc import Generator
 import uvicorn
 from starlette.types import ASGIApp
 
-__all__ = ["free_port", "serving"]
+__all__ = ["free_port", "listening", "serving"]
+
+
+def listening(port: int = 0) -> socket.socket:
+    """A listener of 127.0.0.1. It says that it is TCP, or asyncio leaves Nagle's algorithm on: 40 ms a call."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", port))
+    made.listen(128)
+    return made
 
 
 def free_port() -> int:
@@ -23,7 +32,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def serving(app: ASGIApp, *, lifespan: bool = True, port: int = 0, websockets: bool = False) -> Generator[str]:
     """The app's URL, until the block ends; what it still works on is then cut off."""
-    listener = socket.create_server(("127.0.0.1", port))
+    listener = listening(port)
     config = uvicorn.Config(
         app,
         log_level="critical",
