@@ -230,9 +230,9 @@ class Routes:
             self._build()
         if not self._cacheable:
             return self._decide(scope)
-        root, raw = scope.get("root_path", ""), scope.get("raw_path") or b""
-        key = (scope["type"], scope.get("method", ""), scope["path"], root, raw)
-        if sum(map(len, key)) > _KEY_MAX:
+        path, root, raw = scope["path"], scope.get("root_path", ""), scope.get("raw_path") or b""
+        key = (scope["type"], scope.get("method", ""), path, root, raw)
+        if len(path) + len(raw) + len(key[1]) + len(root) > _KEY_MAX:
             return self._decide(scope)
         try:
             return self._cache[key]
@@ -319,4 +319,4 @@ def _overrides(scope: Scope) -> set[str]:
     if scope["type"] != "http":
         return set()
     values = {bytes(value).decode("latin-1").strip().upper() for name, value in scope["headers"] if name in _OVERRIDES}
-    return values - {"", scope["method"]}
+    return values and values - {"", scope["method"]}
