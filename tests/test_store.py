@@ -267,6 +267,31 @@ async def test_J06_a_process_that_forked_after_opening_is_refused(store: SQLiteS
     assert "forked" in answer.get()
 
 
+def _open_again_and_again(path: Path, faults: SimpleQueue[str]) -> None:
+    async def work() -> None:
+        for _ in range(15):
+            store = SQLiteStore(path)
+            try:
+                await store.start()
+                await store.close()
+            except ConfigError as e:
+                faults.put(str(e))
+
+    asyncio.run(work())
+
+
+def test_C02_workers_that_start_together_all_open_the_ledger(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    faults: SimpleQueue[str] = context.SimpleQueue()
+    workers = [context.Process(target=_open_again_and_again, args=(tmp_path / "new.db", faults)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert faults.empty()
+
+
 def test_J06_a_network_file_system_is_known_by_its_mount() -> None:
     mounts = "/dev/sda / ext4 rw 0 0\nnas:/x /mnt/my\\040nas nfs4 rw 0 0\n"
     assert files.file_system("/mnt/my nas/payments.db", mounts) == "nfs4"

@@ -137,7 +137,7 @@ class SQLiteStore:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=self._busy_seconds, isolation_level=None, cached_statements=64)
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection, self._busy_seconds)
         connection.execute("PRAGMA synchronous=FULL")
         return connection
 
@@ -331,6 +331,19 @@ class SQLiteStore:
 
 def _clock() -> int:
     return time.monotonic_ns() // 1_000_000
+
+
+def _use_wal(connection: sqlite3.Connection, seconds: float) -> None:
+    """Switch to WAL. SQLite does not wait for this lock by itself, and workers that start together want it (C02)."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _get(connection: sqlite3.Connection, payment_id: str) -> Claim | None:
