@@ -63,6 +63,8 @@ def problem(error: ServerError, claim: Claim | None = None) -> Answer:
         "status": error.status,
         "detail": error.hint,
         "reason": error.reason,
+        # What the openai and anthropic SDKs show of an error.
+        "message": f"{error.reason}: {error.hint}",
     }
     if error.reference:
         document["reference"] = error.reference

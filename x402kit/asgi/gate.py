@@ -200,7 +200,7 @@ class Gate:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send, found: Found) -> None:
         if scope["method"].upper() == "OPTIONS":
-            await self._answer(Answer(204, [(b"allow", b"OPTIONS"), *answers.COMMON]), scope, receive, send)
+            await self._answer(Answer(204, answers.COMMON), scope, receive, send)
             return
         request = _Priced(scope, found, self._till.origin)
         try:
