@@ -171,11 +171,11 @@ class SQLiteStore:
         if held:
             connection.executemany("UPDATE claims SET lease_until = ? WHERE owner = ? AND payment_id = ?", held)
 
-    async def _write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._worker(self._writer).submit(operation)
+    def _write(self, operation: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        return self._worker(self._writer).submit(operation)
 
-    async def _read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._worker(self._reader).submit(operation)
+    def _read(self, operation: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        return self._worker(self._reader).submit(operation)
 
     def _worker(self, worker: Worker | None) -> Worker:
         if worker is None:

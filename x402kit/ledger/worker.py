@@ -8,10 +8,10 @@ one that fails leaves no trace and does not spoil the others.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,7 +21,8 @@ __all__ = ["Worker"]
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], Any]
-_Item = tuple[Operation, "asyncio.Future[Any]", asyncio.AbstractEventLoop]
+_Item = tuple[Operation, "asyncio.Future[Any]"]
+_Group = tuple[asyncio.AbstractEventLoop, list[_Item]]
 _Answer = tuple["asyncio.Future[Any]", Any, BaseException | None]
 _BATCH = 512
 
@@ -48,7 +49,7 @@ class Worker:
         self._transactions = transactions
         self._every = every
         self._tick = tick
-        self._queue: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._waiting: dict[asyncio.AbstractEventLoop, list[_Item]] = {}
         self._thread = threading.Thread(target=self._run, name="x402kit-store", daemon=True)
         self._started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -77,15 +78,15 @@ class Worker:
             # two threads fight for the interpreter lock (measured: 1 100 instead of 9 000 claims a second).
             waiting = self._waiting[loop] = []
             loop.call_soon(self._hand_over, loop)
-        waiting.append((operation, future, loop))
+        waiting.append((operation, future))
         return future
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
         items = self._waiting.pop(loop)
         if self._stopped:
-            _resolve([(item[1], None, RailUnavailable("store_unavailable")) for item in items])
+            _resolve([(future, None, RailUnavailable("store_unavailable")) for _, future in items])
         else:
-            self._queue.put(items)
+            self._queue.put((loop, items))
 
     def _run(self) -> None:
         try:
@@ -97,33 +98,38 @@ class Worker:
         going = True
         while going:
             batch, going = self._next()
-            _deliver(self._execute(connection, batch))
+            for loop, answers in self._execute(connection, batch):
+                # Where the loop is closed, whoever asked is gone, and the commit stands.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(_resolve, answers)
         connection.close()
 
-    def _next(self) -> tuple[list[_Item], bool]:
-        batch: list[_Item] = []
+    def _next(self) -> tuple[list[_Group], bool]:
+        batch: list[_Group] = []
+        size = 0
         try:
-            items = self._queue.get(timeout=self._every)
+            group = self._queue.get(timeout=self._every)
             while True:
-                if items is None:
+                if group is None:
                     return batch, False
-                batch += items
-                if len(batch) >= _BATCH:
+                batch.append(group)
+                size += len(group[1])
+                if size >= _BATCH:
                     break
-                items = self._queue.get_nowait()
+                group = self._queue.get_nowait()
         except queue.Empty:
             pass
         return batch, True
 
-    def _execute(self, connection: sqlite3.Connection, batch: list[_Item]) -> list[tuple[_Item, _Answer]]:
+    def _execute(
+        self, connection: sqlite3.Connection, batch: list[_Group]
+    ) -> list[tuple[asyncio.AbstractEventLoop, list[_Answer]]]:
         if not batch and self._tick is None:
             return []
-        answers: list[tuple[_Item, _Answer]] = []
         try:
             if self._transactions:
                 connection.execute("BEGIN IMMEDIATE")
-            for item in batch:
-                answers.append((item, _one(connection, item)))
+            made = [(loop, [_one(connection, *item) for item in items]) for loop, items in batch]
             if self._tick is not None:
                 self._tick(connection)
             if self._transactions:
@@ -131,12 +137,11 @@ class Worker:
         except sqlite3.Error as e:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            return [(item, (item[1], None, unavailable(e))) for item in batch]
-        return answers
+            return [(loop, [(future, None, unavailable(e)) for _, future in items]) for loop, items in batch]
+        return made
 
 
-def _one(connection: sqlite3.Connection, item: _Item) -> _Answer:
-    operation, future, _ = item
+def _one(connection: sqlite3.Connection, operation: Operation, future: asyncio.Future[Any]) -> _Answer:
     try:
         return future, operation(connection), None
     except sqlite3.IntegrityError as e:
@@ -145,17 +150,6 @@ def _one(connection: sqlite3.Connection, item: _Item) -> _Answer:
         raise  # the whole transaction
     except Exception as e:  # noqa: BLE001  # the background border: a value that can't be stored must not end the thread
         return future, None, e
-
-
-def _deliver(answers: list[tuple[_Item, _Answer]]) -> None:
-    loops: defaultdict[asyncio.AbstractEventLoop, list[_Answer]] = defaultdict(list)
-    for item, answer in answers:
-        loops[item[2]].append(answer)
-    for loop, mine in loops.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, mine)
-        except RuntimeError:  # the loop is closed: whoever asked is gone, and the commit stands
-            continue
 
 
 def _resolve(answers: list[_Answer]) -> None:
