@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-from .errors import BadRequest, ConfigError, ServerError
-from .money import Usd, usd
-from .protocols.encoding import parse_json
+from ..errors import BadRequest, ConfigError, ServerError
+from ..money import Usd, usd
+from ..protocols.encoding import parse_json
 
 __all__ = ["Call", "Dynamic", "Fixed", "Price", "PriceFunction", "PriceLike", "Quote", "price_of"]
 
