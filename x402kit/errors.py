@@ -8,15 +8,20 @@
       ServerError               what the gate answers to a caller; each has a status and a code
         BadRequest          400 the request can't be priced
           MalformedPayment  400 the credential can't be read, or two of them came
+        ProofRefused        401 the wallet proof is not good; certain that nothing was charged
         PaymentRefused      402 certain that no money moved; a fresh challenge goes with it
+          InsufficientBalance 402 the balance is below the quote; the offer is a top-up
         PaymentUsed         403 the payment is spent, or bound to another request
+          ProofUsed         403 the wallet proof has been spent (F01)
         RequestTimeout      408 the body did not arrive in time
         PaymentInProgress   409 the same payment is being processed now
+        IdempotencyMismatch 409 the idempotency key belongs to another request (C06)
         BodyTooLarge        413
         TooManyRequests     429
         HeaderTooLarge      431
         RailUnavailable     503 chain, facilitator or store out of reach, before anything was sent
         OutcomeUnknown      504 money may have moved; the same payment must be shown again
+      HoldEnded                 the hold was captured, voided or expired before; nothing moved (E05)
       PayerError                what the paying client raises
         NothingPayable          no offer passes the policy's networks and assets
         PolicyRefused           a rule or the callback said no; nothing was signed
@@ -38,6 +43,9 @@ __all__ = [
     "BodyTooLarge",
     "ConfigError",
     "HeaderTooLarge",
+    "HoldEnded",
+    "IdempotencyMismatch",
+    "InsufficientBalance",
     "MalformedPayment",
     "MissingExtra",
     "NothingPayable",
@@ -49,6 +57,8 @@ __all__ = [
     "PaymentRefused",
     "PaymentUsed",
     "PolicyRefused",
+    "ProofRefused",
+    "ProofUsed",
     "RailUnavailable",
     "RequestTimeout",
     "ServerError",
@@ -114,6 +124,13 @@ class MalformedPayment(BadRequest):
     hint = "Send exactly one well-formed payment header. Nothing was settled."
 
 
+class ProofRefused(ServerError):
+    """``reason`` is one of ``invalid_siwx_*``."""
+
+    status, code = 401, "proof-refused"
+    hint = "The wallet proof is not good. Nothing was charged. Sign a new one."
+
+
 class PaymentRefused(ServerError):
     status, code = 402, "payment-refused"
     hint = "No money moved. Sign again for one of the offers in this answer."
@@ -121,9 +138,28 @@ class PaymentRefused(ServerError):
     """Where the payment that was shown would have been settled, once that is known."""
 
 
+class InsufficientBalance(PaymentRefused):
+    """``available`` and ``needed`` in atomic units of the account's asset. Nothing moved, and no proof was spent."""
+
+    code = "insufficient-balance"
+    hint = "Top the balance up, or pay for this call directly. Nothing was charged."
+
+    def __init__(self, available: int, needed: int) -> None:
+        super().__init__("insufficient_balance")
+        self.available = available
+        self.needed = needed
+
+
 class PaymentUsed(ServerError):
-    status, code, money = 403, "payment-used", "yes"
+    status, code = 403, "payment-used"
+    money: MoneyMoved = "yes"
     hint = "This payment is spent or belongs to another request. Do not show it here again."
+
+
+class ProofUsed(PaymentUsed):
+    code = "proof-used"
+    money: MoneyMoved = "no"
+    hint = "This wallet proof has been spent. Nothing was charged for this call. Sign a new one."
 
 
 class RequestTimeout(ServerError):
@@ -135,6 +171,11 @@ class PaymentInProgress(ServerError):
     status, code, money = 409, "payment-in-progress", "unknown"
     hint = "The same payment is being processed. Show the same one again; do not sign anew."
     retry_after = 1
+
+
+class IdempotencyMismatch(ServerError):
+    status, code = 409, "idempotency-mismatch"
+    hint = "This Idempotency-Key was used for another request. Nothing was charged for this one."
 
 
 class BodyTooLarge(ServerError):
@@ -163,6 +204,14 @@ class OutcomeUnknown(ServerError):
     status, code, money = 504, "payment-outcome-unknown", "unknown"
     hint = "Money may have moved. Show the same payment again; do not sign anew."
     retry_after = 2
+
+
+class HoldEnded(X402KitError):
+    """``reason`` says how it ended: ``already_captured``, ``already_voided``, ``already_expired``, ``no_such_hold``."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
 
 
 class PayerError(X402KitError):

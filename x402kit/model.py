@@ -23,8 +23,12 @@ __all__ = [
     "NESTING_MAX",
     "VALID_FOR_MAX",
     "VALID_FOR_MIN",
+    "Account",
     "Authorization",
+    "Balance",
     "Claim",
+    "Entry",
+    "Hold",
     "Intent",
     "Json",
     "Outcome",
@@ -33,6 +37,7 @@ __all__ = [
     "PaymentRequirements",
     "ResourceInfo",
     "SettlementResponse",
+    "Spend",
     "VerifyResponse",
 ]
 
@@ -226,6 +231,10 @@ class Claim(NamedTuple):
     body_digest: bytes = b""
     reason: str = ""
     spent: int = 0
+    captured: int = 0
+    """What the call cost of ``amount``; the rest became balance."""
+    request_id: str = ""
+    """Names the call to its payer, and can't be guessed."""
 
     def changed(self, **columns: Any) -> Claim:
         """The claim with some columns as given: ``_replace`` in a third of its time."""
@@ -236,6 +245,91 @@ class Claim(NamedTuple):
 
 
 _CLAIM_INDEX: Final = {name: index for index, name in enumerate(Claim._fields)}
+
+
+class Account(NamedTuple):
+    """A balance: whose, and of what. ``owner`` is a wallet on a network (CAIP-10) or a key account."""
+
+    owner: str
+    asset: str
+
+    @classmethod
+    def of(cls, network: str, asset: str, wallet: str) -> Account:
+        """The account of a wallet; EVM addresses in lower case, Solana's as they are (F04)."""
+        if network.startswith("eip155:"):
+            asset, wallet = asset.lower(), wallet.lower()
+        return cls(f"{network}:{wallet}", f"{network}/{asset}")
+
+
+class Balance(NamedTuple):
+    """What an account holds, in atomic units of its asset."""
+
+    available: int
+    held: int = 0
+
+
+class Hold(NamedTuple):
+    """A reserve on an account: one row. Times in Unix seconds, but for the lease, which runs on the store's own clock.
+
+    ``holder`` names one attempt of one process, as a claim's ``owner`` does; its lease is kept alive until the hold
+    ends. ``deadline`` is when a hold without a live lease expires: at once, but for the hold of a job, which outlives
+    its request. The answer is kept only where an idempotency key asks for it (C06).
+    """
+
+    id: str
+    owner: str
+    asset: str
+    amount: int
+    holder: str
+    created_at: int
+    deadline: int
+    state: str = "open"
+    lease_until: int = 0
+    resource: str = ""
+    request_id: str = ""
+    fingerprint: bytes = b""
+    captured: int = 0
+    lost: int = 0
+    """What the call cost above ``captured``: the seller's loss (E04)."""
+    ended_at: int = 0
+    status: int = 0
+    headers: bytes = b""
+    body: bytes | None = None
+    body_digest: bytes = b""
+    kept_until: int = 0
+
+    @property
+    def account(self) -> Account:
+        return Account(self.owner, self.asset)
+
+
+class Entry(NamedTuple):
+    """One move in the books: amounts in atomic units that sum to zero. ``key`` makes it happen once."""
+
+    id: int
+    owner: str
+    asset: str
+    key: str
+    type: str
+    external: int
+    available: int
+    held: int
+    revenue: int
+    suspense: int
+    balance: int
+    """``available`` after the move."""
+    at: int
+    resource: str = ""
+    request_id: str = ""
+    reference: str = ""
+    """What a person can look up: a transaction's hash."""
+
+
+class Spend(NamedTuple):
+    """What is spent together with a reserve: a wallet proof, once (F01). ``until`` is when it can be forgotten."""
+
+    proof_id: str
+    until: int
 
 
 class SettlementResponse(NamedTuple):

@@ -1,16 +1,20 @@
-"""The port of a claim store: SQLite implements it, and PostgreSQL will.
+"""The ports of a store: claims, accounts, payouts. SQLite and PostgreSQL implement all of it, one store for all.
 
-Every method is durable when it returns, is one guarded statement, and raises ``RailUnavailable`` (503) when the store
-can't be reached, is full, read-only or locked for too long (J03, J04); nothing has changed then.
+Every method is durable when it returns, is one guarded move, and raises ``RailUnavailable`` (503) when the store can't
+be reached, is full, read-only or locked for too long (J03, J04); nothing has changed then, or, where only the answer
+was lost, asking again by the same key gives the same result (E03).
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-from ..model import Claim
+from ..model import Account, Balance, Claim, Entry, Hold, Spend
 
-__all__ = ["ClaimStore"]
+__all__ = ["Books", "ClaimStore", "Fault", "Ledger", "Overage", "Store"]
+
+Overage = Literal["clamp", "charge"]
+"""What to do with a cost above the hold: the seller's loss, or charged as far as the balance goes (E04)."""
 
 
 class ClaimStore(Protocol):
@@ -47,6 +51,9 @@ class ClaimStore(Protocol):
     async def move(self, payment_id: str, move: str, owner: str | None = None, **columns: Any) -> bool:
         """Make a move of rules.MOVES and set columns with it. False when its guard refuses; ``owner`` None is
         anyone.
+
+        ``serve`` and ``credit`` write the books in the same transaction (rules.payment): ``captured``, by default the
+        whole amount for ``serve`` and nothing for ``credit``, is earned, the rest becomes the payer's balance.
         """
         ...
 
@@ -67,7 +74,9 @@ class ClaimStore(Protocol):
         ...
 
     async def prune(self, now: int) -> int:
-        """Forget kept bodies past their time, and claims past the payment's life and theirs (C07). How many rows."""
+        """Forget kept bodies past their time, claims past the payment's life and theirs (C07), holds that ended and
+        proofs that are over. Entries stay. How many rows.
+        """
         ...
 
     async def take_nonce(self, wallet: str, holder: str, floor: int) -> int:
@@ -77,3 +86,126 @@ class ClaimStore(Protocol):
     async def free_nonces(self, holder: str, wallet: str = "", nonce: int = -1) -> None:
         """Give back what ``holder`` took and never broadcast: one nonce, or all. What another holds by now stays."""
         ...
+
+
+class Ledger(Protocol):
+    """Accounts and holds. All amounts are atomic units of the account's asset.
+
+    Keys of entries: ``deposit:<key>``, ``reserve:<hold id>``, ``end:<hold id>`` (capture, void, expire),
+    ``claim:<payment id>`` (payment, deposit), ``reverse:<payment id>``, ``payout:<id>``, ``payout-end:<id>``; their
+    types are the names of the functions in rules.py, ``expire`` and, for what a claim credits, ``deposit`` besides.
+    """
+
+    async def balance(self, account: Account) -> Balance:
+        """Zero for an account that has never been used (E11)."""
+        ...
+
+    async def deposit(self, account: Account, amount: int, key: str, *, reference: str = "") -> Entry:
+        """Credit from outside, by hand: payments are credited with their claims. Once for each ``key`` (L03).
+
+        The same key again gives the first entry; for another account or amount it is ``PaymentUsed`` (E01).
+        """
+        ...
+
+    async def reserve(self, hold: Hold, spend: Spend | None = None) -> Hold:
+        """Hold ``hold.amount`` and spend a proof, in one transaction. The row that stands now: ours when its
+        ``holder`` is ours, else the one that has this id already.
+
+        Raises ``InsufficientBalance`` (nothing changed, the proof is not spent) and ``ProofUsed`` (F01).
+        """
+        ...
+
+    async def capture(
+        self, hold_id: str, cost: int, *, holder: str | None = None, overage: Overage = "clamp", **columns: Any
+    ) -> Entry:
+        """End a hold: ``cost`` is earned, as rules.capture says, and the rest goes back. ``columns`` are the answer's.
+
+        The same capture again gives the same entry (E03); any other end was first: ``HoldEnded``, no move (E05).
+        """
+        ...
+
+    async def void(self, hold_id: str, *, holder: str | None = None) -> Entry:
+        """End a hold: all of it goes back. Raises ``HoldEnded`` as ``capture`` does."""
+        ...
+
+    async def hold(self, hold_id: str) -> Hold | None: ...
+
+    async def defer_hold(self, hold_id: str, holder: str, deadline: int) -> bool:
+        """A job goes on after its request: no lease is kept, and the hold stays open until ``deadline``."""
+        ...
+
+    async def expire(self, now: int, limit: int = 100) -> list[Hold]:
+        """End open holds whose lease and deadline are both over: all goes back (I6). Those that were ended."""
+        ...
+
+    async def entries(self, account: Account, before: int | None = None, limit: int = 50) -> list[Entry]:
+        """The account's moves, newest first; ``before`` is the id of the last one seen."""
+        ...
+
+    async def entry(self, key: str) -> Entry | None:
+        """The move with this idempotency key."""
+        ...
+
+    async def proof_spent(self, proof_id: str) -> bool: ...
+
+    # Claims, as far as the books know them.
+
+    async def defer(self, payment_id: str, owner: str, deadline: int) -> bool:
+        """A job goes on after its request: no lease is kept, and the claim waits until ``deadline`` for its end."""
+        ...
+
+    async def write_off(self, payment_id: str) -> None:
+        """A settlement that was served or credited left the chain for good (I-08): book it (rules.reverse), set
+        ``final`` and the reason ``reversed``. Once, however often it is called.
+        """
+        ...
+
+    # Payouts: money on its way back to a wallet, a row of the claims' shape in a table of its own.
+
+    async def payout(self, payout: Claim) -> Claim:
+        """Take ``payout.amount`` out of its account (rules.payout) and store the row, in one transaction. ``payer`` is
+        who gets it. The row that stands now, ours when its ``owner`` is ours. Raises ``InsufficientBalance``.
+        """
+        ...
+
+    async def move_payout(self, payment_id: str, move: str, owner: str | None = None, **columns: Any) -> bool:
+        """``confirm`` books the refund, ``drop`` and ``fail`` give the amount back, in the same transaction (E10)."""
+        ...
+
+    async def take_payout(self, payment_id: str, state: str, owner: str) -> Claim | None: ...
+
+    async def get_payout(self, payment_id: str) -> Claim | None: ...
+
+    async def due_payouts(self, now: int, limit: int = 100) -> list[Claim]:
+        """Open ones without a live lease, and settled ones not yet final."""
+        ...
+
+
+class Fault(NamedTuple):
+    """Something in the books that does not add up."""
+
+    what: str
+    owner: str = ""
+    asset: str = ""
+    expected: int = 0
+    found: int = 0
+
+
+class Books(Protocol):
+    """The books as a whole, for the operator."""
+
+    async def verify(self) -> list[Fault]:
+        """What does not add up (E12): balances against the log, holds against ``held``, keys, running balances."""
+        ...
+
+    async def rebuild(self) -> int:
+        """Make all balances anew from the log, in one transaction. How many accounts."""
+        ...
+
+    async def totals(self) -> dict[str, dict[str, int]]:
+        """For each asset the sum of every column of the log, and of open holds and payouts."""
+        ...
+
+
+class Store(ClaimStore, Ledger, Books, Protocol):
+    """All that a paywall keeps."""

@@ -1,4 +1,6 @@
-"""The rules that every store obeys, pure. Here: a claim's states and who may move it where.
+"""The rules that every store obeys, pure: who may move a claim or a hold where, and what each move writes in the books.
+
+A claim is a payment that is being used:
 
     state     durable is                            right is    next
     claimed   id, request, quote, deadline          the store   sent, failed (nothing was sent)
@@ -7,20 +9,44 @@
     unknown   as sent                               the chain   settled, failed
     settled   amount, payer, transaction, log       the chain   served; credited at its deadline; failed, when a
                                                                 reorganisation took it back for good (I-08)
-    served    status, receipt, kept body            the store   end
+    served    status, receipt, kept body, entry     the store   end
     credited  the ledger's entry, same transaction  the store   end
     failed    why; certain that no money moved      the chain   end: the payer may sign again, or show it again;
               (``spent``: none reached us)                      or, spent without reaching us (B12), an alert
 
-A move is one statement guarded by the states that it may start from, so that of two that race exactly one wins.
+A hold is a reserve on an account: ``open``, then ``captured``, ``voided`` or ``expired``, once and for all (E05, I6).
+
+A payout (money on its way back to a wallet) goes through the first four states of a claim; settled is its end.
+
+A move is one statement guarded by the states that it may start from, so that of two that race exactly one wins. Every
+move of money is one entry: five amounts that sum to zero, on ``external``, the payer's ``available`` and ``held``,
+``revenue`` and ``suspense``. Entries are only ever added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["MOVES", "OPEN", "STATES", "may"]
+from ..money import MAX_AMOUNT
+
+__all__ = [
+    "HOLD_ENDS",
+    "MOVES",
+    "OPEN",
+    "STATES",
+    "Postings",
+    "capture",
+    "deposit",
+    "may",
+    "payment",
+    "payout",
+    "refund",
+    "reserve",
+    "returned",
+    "reverse",
+    "void",
+]
 
 STATES: Final = ("claimed", "sent", "unknown", "settled", "served", "credited", "failed")
 
@@ -41,7 +67,89 @@ MOVES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
 failed.
 """
 
+HOLD_ENDS: Final[Mapping[str, str]] = {"capture": "captured", "void": "voided", "expire": "expired"}
+"""How an open hold ends → the state that it ends in."""
+
 
 def may(move: str, state: str) -> bool:
     """Whether a claim in ``state`` can make ``move``."""
     return state in MOVES[move][0]
+
+
+class Postings(NamedTuple):
+    """What one move writes, in atomic units of the account's asset. Sums to zero (I1).
+
+    ``external`` is the world outside: what came in from it stands there as a negative number.
+    """
+
+    external: int = 0
+    available: int = 0
+    held: int = 0
+    revenue: int = 0
+    suspense: int = 0
+
+
+def _amount(amount: int, *, least: int = 1) -> int:
+    """E09: refused by type and range before any statement is built; the stores' CHECKs say it again."""
+    if type(amount) is not int or not least <= amount <= MAX_AMOUNT:
+        raise ValueError(f"an amount is a whole number from {least} to {MAX_AMOUNT}, not {amount!r}")
+    return amount
+
+
+def deposit(amount: int) -> Postings:
+    """Money came in, for the balance."""
+    return Postings(external=-_amount(amount), available=amount)
+
+
+def payment(amount: int, cost: int) -> Postings:
+    """A direct payment was served: what the call cost is earned, what is left becomes balance.
+
+    Also a top-up, whose cost is what its settlement cost, and a settled payment that was never served, which cost
+    nothing. A payment is never charged for more than it brought.
+    """
+    earned = min(_amount(cost, least=0), _amount(amount))
+    return Postings(external=-amount, available=amount - earned, revenue=earned)
+
+
+def reserve(amount: int) -> Postings:
+    """The most that a call can cost, out of ``available``."""
+    return Postings(available=-_amount(amount), held=amount)
+
+
+def capture(reserved: int, cost: int, more: int = 0) -> Postings:
+    """What the call cost is earned, the rest of the reserve is given back.
+
+    What it cost above the reserve is the seller's loss, but for ``more``: what the account still had for it
+    (``overage="charge"``), at most the difference.
+    """
+    earned = min(_amount(cost, least=0), _amount(reserved))
+    more = min(_amount(more, least=0), cost - earned)
+    return Postings(available=reserved - earned - more, held=-reserved, revenue=earned + more)
+
+
+def void(reserved: int) -> Postings:
+    """The whole reserve is given back: the call was not served, or its deadline is over."""
+    return Postings(available=_amount(reserved), held=-reserved)
+
+
+def payout(amount: int) -> Postings:
+    """Balance is on its way back to its wallet."""
+    return Postings(available=-_amount(amount), suspense=amount)
+
+
+def refund(amount: int) -> Postings:
+    """…and has arrived there."""
+    return Postings(external=_amount(amount), suspense=-amount)
+
+
+def returned(amount: int) -> Postings:
+    """…or certainly never will, and is balance again."""
+    return Postings(available=_amount(amount), suspense=-amount)
+
+
+def reverse(amount: int, available: int) -> Postings:
+    """A settlement left the chain after it was booked (I-08): what the payer still has of it is taken back, the rest
+    is a loss that stands in ``suspense`` for the operator to see, below zero.
+    """
+    taken = min(_amount(available, least=0), _amount(amount))
+    return Postings(external=amount, available=-taken, suspense=taken - amount)
