@@ -150,8 +150,10 @@ class Ledger(Protocol):
 
     # Claims, as far as the books know them.
 
-    async def defer(self, payment_id: str, owner: str, deadline: int) -> bool:
-        """A job goes on after its request: no lease is kept, and the claim waits until ``deadline`` for its end."""
+    async def serve_held(self, payment_id: str, owner: str, hold: Hold, **columns: Any) -> bool:
+        """``serve`` with nothing captured yet, for a job that goes on: in one transaction the payment becomes balance
+        (rules.payment with cost 0) and ``hold``, of its whole amount, is reserved from it. False as ``move``.
+        """
         ...
 
     async def write_off(self, payment_id: str) -> None:
@@ -162,9 +164,10 @@ class Ledger(Protocol):
 
     # Payouts: money on its way back to a wallet, a row of the claims' shape in a table of its own.
 
-    async def payout(self, payout: Claim) -> Claim:
-        """Take ``payout.amount`` out of its account (rules.payout) and store the row, in one transaction. ``payer`` is
-        who gets it. The row that stands now, ours when its ``owner`` is ours. Raises ``InsufficientBalance``.
+    async def payout(self, payout: Claim, spend: Spend | None = None) -> Claim:
+        """Take ``payout.amount`` out of its account (rules.payout), store the row and spend a proof, in one
+        transaction. ``payer`` is who gets it. The row that stands now: ours when its ``owner`` is ours, else the one
+        that has this id already. Raises ``InsufficientBalance`` and ``ProofUsed``.
         """
         ...
 
