@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +14,7 @@ from ..paywall.challenge import Challenge
 from ..protocols.encoding import dump_json
 from ..protocols.x402 import EXPOSED_HEADERS, PAYMENT_HEADERS, encode_header, receipt_header, settlement_json
 
-__all__ = ["Answer", "Headers", "challenge", "merge", "problem", "receipt_headers", "replay"]
+__all__ = ["Answer", "Headers", "challenge", "problem", "receipt_headers", "replay", "with_common"]
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -87,14 +88,19 @@ def receipt_headers(claim: Claim, x402_version: int) -> Headers:
     return headers
 
 
-def merge(headers: Headers, name: bytes, value: bytes) -> None:
-    """Add a comma-separated value to the header of that name, or the header."""
-    for index, (found, old) in enumerate(headers):
-        if found.lower() == name:
-            if value not in old:
-                headers[index] = (found, old + b", " + value)
-            return
-    headers.append((name, value))
+def with_common(given: Iterable[tuple[bytes, bytes]], ours: Collection[bytes]) -> Headers:
+    """An app's headers without those that only we may set, and with what every answer of ours names (K06, K08)."""
+    headers: Headers = []
+    missing = {b"vary": VARY, b"access-control-expose-headers": EXPOSED}
+    for key, value in given:
+        text, name = bytes(value), bytes(key).lower()
+        if name in ours:
+            continue
+        if name in missing and (added := missing.pop(name)) not in text:
+            text += b", " + added
+        headers.append((bytes(key), text))
+    headers += missing.items()
+    return headers
 
 
 def pack_headers(headers: Headers) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
 
 from starlette.types import Message, Receive
 
@@ -68,21 +67,15 @@ async def body_digest(receive: Receive, seconds: float) -> bytes:
 
 
 class Watched:
-    """A ``receive`` that takes a digest of the body as it passes, for the claim; the body itself is not kept.
-
-    ``leaving`` is awaited before the app hears that its caller has left.
-    """
+    """A ``receive`` that takes a digest of the body as it passes, for the claim; the body itself is not kept."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._hash = hashlib.sha256()
         self._whole = False
-        self.leaving: Callable[[], Awaitable[None]] | None = None
 
     async def __call__(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.disconnect" and self.leaving is not None:
-            await self.leaving()
         if message["type"] == "http.request":
             if body := message.get("body"):
                 self._hash.update(body)

@@ -16,14 +16,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Send
 
 from ..errors import OutcomeUnknown, PaymentInProgress, ServerError
 from ..ledger.port import ClaimStore
 from ..model import KEPT_SECONDS
 from ..paywall.admission import Admission
 from ..paywall.resource import Resource
-from .answers import EXPOSED, VARY, Headers, merge, pack_headers, receipt_headers
+from .answers import Headers, pack_headers, receipt_headers, with_common
+from .body import Watched
 
 __all__ = ["Delivery"]
 
@@ -45,23 +46,25 @@ class TooLongToHold(ServerError):
 
 
 class Delivery:
-    """The ``send`` that an admitted app sees. ``failure`` is set when the answer must not go out: ours goes instead."""
+    """What an admitted app sends by, and receives by. ``failure`` is set when its answer must not go out: ours goes
+    instead.
+    """
 
     def __init__(
         self,
+        receive: Receive,
         send: Send,
         resource: Resource,
         admission: Admission,
         store: ClaimStore,
         finish: Callable[[Admission], Awaitable[None]],
-        digest: Callable[[], bytes],
     ) -> None:
+        self._request = Watched(receive)
         self._send = send
         self._resource = resource
         self._admission = admission
         self._store = store
         self._finish = finish
-        self._digest = digest
         # A payment that was settled when it was first shown is not settled again.
         self._after = admission.claim.state == "claimed"
         self._held: Message | None = None
@@ -70,14 +73,23 @@ class Delivery:
         self._charged = False
         self._closed = False
         self._withheld = False
-        self._over = asyncio.Event()
+        self._over = False
+        self._is_over: asyncio.Event | None = None
         self._lost: OSError | None = None
         self._run_until = 0.0
         self.started = False
         self.left = False
         self.failure: ServerError | None = None
 
-    async def __call__(self, message: Message) -> None:
+    async def receive(self) -> Message:
+        """The app's ``receive``; before it hears that its caller has left, what is to be kept is finished."""
+        message = await self._request()
+        if message["type"] == "http.disconnect":
+            await self._leaving()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """The app's ``send``."""
         kind = message["type"]
         if self.failure is not None or self._withheld:
             return
@@ -101,24 +113,29 @@ class Delivery:
                 raise self.failure
             if more:
                 return
-            if self._kept:
-                message = {**message, "body": bytes(self._kept)}
-            await self._settle()
+            message = await self._settled(message)
         if not more:
             if self._charged and not self._closed:
                 await self._served()
-            self._over.set()
+            self._end()
             if self.failure is not None or self._withheld:
                 return
-        await self._begin()
+        if self._held is not None:
+            await self._begin(self._held)
         await self._out(message)
+
+    def _end(self) -> None:
+        """Whoever waits for the answer's end, or for the end of its copy, waits no more."""
+        self._over = True
+        if self._is_over is not None:
+            self._is_over.set()
 
     def _keep(self, body: bytes | None) -> None:
         if self._kept is None:
             return
         if body is None or len(self._kept) + len(body) > self._resource.keep_bytes:
             self._kept = None
-            self._over.set()
+            self._end()
         else:
             self._kept += body
 
@@ -138,18 +155,19 @@ class Delivery:
             self.left = True
             self._run_until = time.monotonic() + RUN_ON_SECONDS
 
-    async def leaving(self) -> None:
+    async def _leaving(self) -> None:
         """The caller has left. A charged stream that has begun goes on first, while its copy can still be kept."""
         self._leave()
         left = self._run_until - time.monotonic()
         # Once the time is over, without a pause: who only polls for the end cancels what waits, and never hears it.
-        if left > 0 and self.started and self._charged and not self._closed:
+        if left > 0 and self.started and self._charged and not self._closed and not self._over:
+            self._is_over = self._is_over or asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
-                    await self._over.wait()
+                    await self._is_over.wait()
 
-    async def _settle(self) -> None:
-        """Settle what was held back; whatever comes of it, the settler has written it down."""
+    async def _settled(self, last: Message) -> Message:
+        """Settle what was held back, and give it whole; whatever comes of it, the settler has written it down."""
         self._closed = True
         claim = self._admission.claim
         try:
@@ -162,6 +180,7 @@ class Delivery:
         except BaseException as e:
             self.failure = e if isinstance(e, ServerError) else OutcomeUnknown("internal_error")
             raise
+        return {**last, "body": bytes(self._kept)} if self._kept else last
 
     async def _served(self) -> None:
         """Make the end durable. What can't be written down does not go out: the payment stays good, to be shown again.
@@ -174,7 +193,7 @@ class Delivery:
             "status": self._held["status"] if self._held else 200,
             "headers": pack_headers(self._headers()),
             "body": None if self._kept is None else bytes(self._kept),
-            "body_digest": self._digest(),
+            "body_digest": self._request.digest(),
             "served_at": now,
             "kept_until": now + KEPT_SECONDS,
         }
@@ -189,10 +208,9 @@ class Delivery:
             self._withheld = not self.started
             await self._release()
 
-    async def _begin(self) -> None:
-        if self._held is None:
-            return
-        start, self._held = {**self._held, "headers": self._headers()}, None
+    async def _begin(self, held: Message) -> None:
+        start = {**held, "headers": self._headers()}
+        self._held = None
         self.started = True
         await self._out(start)
         if not self._charged:
@@ -207,13 +225,9 @@ class Delivery:
     def _with_ours(self) -> Headers:
         assert self._held is not None
         cache = self._resource.cache_control.encode() if self._charged else b"no-store"
-        ours = _OURS_AND_CACHE if cache else _OURS
-        given = self._held.get("headers", ())
-        headers: Headers = [(bytes(k), bytes(v)) for k, v in given if bytes(k).lower() not in ours]
+        headers = with_common(self._held.get("headers", ()), _OURS_AND_CACHE if cache else _OURS)
         if cache:
             headers.append((b"cache-control", cache))
-        merge(headers, b"vary", VARY)
-        merge(headers, b"access-control-expose-headers", EXPOSED)
         if self._admission.claim.state != "settled":
             return headers
         headers += receipt_headers(self._admission.claim, self._admission.x402_version)
@@ -223,7 +237,7 @@ class Delivery:
 
     async def close(self) -> None:
         """The app is done. A claim that did not reach ``served`` is free for the next showing of the same payment."""
-        self._over.set()
+        self._end()
         if self._closed:
             return
         if self.started and self._charged and self.left:

@@ -26,7 +26,7 @@ from ..pricing import Call, Quote
 from ..protocols.x402 import find_payment
 from . import answers
 from .answers import Answer
-from .body import Disconnected, Watched, body_digest, read_body, replay_body
+from .body import Disconnected, body_digest, read_body, replay_body
 from .cors import ANSWER, find_cors
 from .delivery import Delivery
 from .lifespan import Lifespan
@@ -203,10 +203,13 @@ class Gate:
             await self._answer(Answer(204, answers.COMMON), scope, receive, send)
             return
         request = _Priced(scope, found, self._till.origin)
+        decided: Answer | Admission
         try:
-            decided = await self._decide(request, receive)
+            decided = await self._admit(request, receive)
         except Disconnected:
             return
+        except Exception as e:  # noqa: BLE001  # the ASGI edge: a refusal, or a fault of ours or of the price
+            decided = await self._failed(request, e)
         if isinstance(decided, Answer):
             await self._answer(decided, scope, receive, send)
             return
@@ -214,22 +217,20 @@ class Gate:
             receive = replay_body(request.body, receive)
         await self._serve(receive, send, request, decided)
 
-    async def _decide(self, request: _Priced, receive: Receive) -> Answer | Admission:
-        """The gate's own answer, or the right to be served. Raises ``Disconnected`` only."""
+    async def _failed(self, request: _Priced, error: Exception) -> Answer:
+        """The answer to a request that was not admitted. Raises nothing."""
         try:
-            try:
-                return await self._admit(request, receive)
-            except ServerError as e:
-                return await self._refusal(request, e)
-        except Disconnected:
-            raise
-        except Exception:  # the ASGI edge: a fault of ours or of the price
-            log.exception("the gate failed on %s", request.resource.id)
-            # A payment that was shown may have moved; while a price is worked out nothing of it has been used.
-            unsure = request.shown and not request.pricing
-            return answers.problem(OutcomeUnknown("internal_error") if unsure else ServerError())
+            if isinstance(error, ServerError):
+                return await self._refusal(request, error)
+        except Exception as e:  # noqa: BLE001  # the ASGI edge: a fault of the price
+            error = e
+        log.error("the gate failed on %s", request.resource.id, exc_info=error)
+        # A payment that was shown may have moved; while a price is worked out nothing of it has been used.
+        unsure = request.shown and not request.pricing
+        return answers.problem(OutcomeUnknown("internal_error") if unsure else ServerError())
 
     async def _admit(self, request: _Priced, receive: Receive) -> Answer | Admission:
+        """The gate's own answer, or the right to be served."""
         resource = request.resource
         raw = find_payment(request.scope["headers"])
         if resource.price.needs_body:
@@ -237,9 +238,7 @@ class Gate:
         if raw is None:
             return await self._challenge(request, None)
         request.shown = True
-        admission = await self._till.admissions.admit(
-            resource, request.binding(), raw, request.ceiling, request.caller()
-        )
+        admission = await self._till.admissions.admit(resource, request.binding(), raw, request.ceiling, request.caller)
         return await self._replay(admission, request, receive) if admission.replay else admission
 
     async def _challenge(self, request: _Priced, error: PaymentRefused | None) -> Answer:
@@ -282,13 +281,11 @@ class Gate:
         scope, resource, claim = request.scope, request.resource, admission.claim
         receipt = admission.receipt if claim.state == "settled" else None
         paid = PaidCall(claim.payer, claim.amount, claim.network, claim.asset, resource.id, receipt)
-        watched = Watched(receive)
         till = self._till
-        delivery = Delivery(send, resource, admission, till.store, till.admissions.finish, watched.digest)
-        watched.leaving = delivery.leaving
+        delivery = Delivery(receive, send, resource, admission, till.store, till.admissions.finish)
         token = admitted.set(resource)
         try:
-            await self.app({**scope, "x402kit": paid}, watched, delivery)
+            await self.app({**scope, "x402kit": paid}, delivery.receive, delivery.send)
         except Exception:  # the ASGI edge: the handler failed; its payment stays good (H08)
             if delivery.started:
                 raise

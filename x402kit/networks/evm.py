@@ -223,13 +223,13 @@ def _transfer(payload: Json) -> Transfer:
     if value > UINT256_MAX:
         raise ValueError("value is out of range")
     return Transfer(
-        payer=_address_text(fields.get("from"), "from"),
-        to=_address_text(fields.get("to"), "to"),
-        value=value,
-        valid_after=_time(fields.get("validAfter")),
-        valid_before=_time(fields.get("validBefore")),
-        nonce=_nonce(fields.get("nonce")),
-        signature=_signature(payload.get("signature")),
+        _address_text(fields.get("from"), "from"),
+        _address_text(fields.get("to"), "to"),
+        value,
+        _time(fields.get("validAfter")),
+        _time(fields.get("validBefore")),
+        _nonce(fields.get("nonce")),
+        _signature(payload.get("signature")),
     )
 
 
@@ -242,14 +242,14 @@ def parse(payment: PaymentPayload, offer: PaymentRequirements) -> Authorization:
         raise MalformedPayment("invalid_payload", detail=str(e)) from e
     token = offer.asset.lower()
     return Authorization(
-        payment_id=f"evm:{chain}:{token}:{transfer.payer}:0x{transfer.nonce.hex()}",
-        network=offer.network,
-        asset=offer.asset,
-        pay_to=offer.pay_to,
-        payer=checksum(transfer.payer),
-        amount=min(transfer.value, MAX_AMOUNT),
-        valid_until=transfer.valid_before,
-        body=transfer,
+        f"evm:{chain}:{token}:{transfer.payer}:0x{transfer.nonce.hex()}",
+        offer.network,
+        offer.asset,
+        offer.pay_to,
+        checksum(transfer.payer),
+        min(transfer.value, MAX_AMOUNT),
+        transfer.valid_before,
+        transfer,
     )
 
 

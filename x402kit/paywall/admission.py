@@ -86,7 +86,7 @@ class Shown(NamedTuple):
     raw: bytes
     payment: PaymentPayload
     ceiling: Ceiling
-    caller: bytes = b""
+    caller: Callable[[], bytes]
 
     @property
     def credential(self) -> bytes:
@@ -94,8 +94,8 @@ class Shown(NamedTuple):
         the caller's own secrets stand in for it.
         """
         digest = hashlib.sha256(self.raw)
-        if not self.payment.quote and self.caller:
-            digest.update(self.caller)
+        if not self.payment.quote:
+            digest.update(self.caller())
         return digest.digest()
 
 
@@ -112,11 +112,11 @@ class Admissions:
         self._attempts = itertools.count()
 
     async def admit(
-        self, resource: Resource, binding: Binding, raw: bytes, ceiling: Ceiling, caller: bytes = b""
+        self, resource: Resource, binding: Binding, raw: bytes, ceiling: Ceiling, caller: Callable[[], bytes]
     ) -> Admission:
         """Admit the payment in ``raw`` to a request; ``ceiling`` works out the price when no quote is echoed.
 
-        ``caller`` is a digest of what only this caller knows, besides the payment: its session or key.
+        ``caller`` gives a digest of what only this caller knows, besides the payment: its session or key.
         """
         payment = _read(raw)
         shown = Shown(resource, binding.fingerprint(), raw, payment, ceiling, caller)
@@ -155,7 +155,11 @@ class Admissions:
             return await self._resume(shown, row)
         if shown.resource.settle == "after":
             return Admission(row, shown.payment.x402_version, False, rail, authorization, offer)
-        return await self._settle(shown, row, rail, authorization, offer)
+        settled = await self._settler.settle(rail, authorization, offer, row)
+        if settled.owner != claim.owner and settled.state == "settled":
+            # Our lease ran out and another took the claim over: who serves it is decided anew.
+            return await self._resume(shown, settled)
+        return Admission(self._settled(settled), shown.payment.x402_version)
 
     async def _checked(
         self, shown: Shown, rail: Rail, offer: PaymentRequirements, authorization: Authorization, now: int
@@ -167,10 +171,6 @@ class Admissions:
             offer = self._challenges.afresh(rail, shown.resource, await shown.ceiling(), value)
         rail.check(authorization, offer, now)
         await rail.ready()
-        await self._verify(rail, authorization, offer)
-        return offer
-
-    async def _verify(self, rail: Rail, authorization: Authorization, offer: PaymentRequirements) -> None:
         if self._verifying >= VERIFY_SLOTS:
             raise TooManyRequests("too_many_verifications")
         self._verifying += 1
@@ -178,32 +178,34 @@ class Admissions:
             await rail.verify(authorization, offer)
         finally:
             self._verifying -= 1
+        return offer
 
     def _new_claim(self, shown: Shown, rail: Rail, authorization: Authorization, now: int) -> Claim:
-        resource = shown.resource
-        return authorization.claim(
+        resource, paid = shown.resource, authorization
+        confirmations = rail.confirmations if resource.confirmations is None else resource.confirmations
+        # By position as far as it goes: names take thrice the time.
+        return Claim(
+            paid.payment_id,
+            "claimed",
+            shown.bound,
+            shown.credential,
+            resource.id,
+            paid.network,
+            paid.asset,
+            paid.pay_to,
+            paid.payer,
+            paid.amount,
+            paid.valid_until,
             now,
-            fingerprint=shown.bound,
-            credential=shown.credential,
-            resource=resource.id,
-            deadline=now + UNSERVED_SECONDS,
-            confirmations=rail.confirmations if resource.confirmations is None else resource.confirmations,
-            owner=self._owner(),
+            now + UNSERVED_SECONDS,
+            confirmations,
+            self._owner(),
             attempts=1,
             next_check=now,
         )
 
     def _owner(self) -> str:
         return f"{self._process}:{next(self._attempts)}"
-
-    async def _settle(
-        self, shown: Shown, claim: Claim, rail: Rail, authorization: Authorization, offer: PaymentRequirements
-    ) -> Admission:
-        settled = await self._settler.settle(rail, authorization, offer, claim)
-        if settled.owner != claim.owner and settled.state == "settled":
-            # Our lease ran out and another took the claim over: who serves it is decided anew.
-            return await self._resume(shown, settled)
-        return Admission(self._settled(settled), shown.payment.x402_version)
 
     @staticmethod
     def _settled(claim: Claim) -> Claim:

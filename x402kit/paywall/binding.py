@@ -23,6 +23,7 @@ __all__ = ["Binding", "Quotes"]
 
 _MAC_BYTES = 20
 _TOKEN_BYTES = 4 + 8 + _MAC_BYTES
+_REMEMBERED_MAX = 512
 
 
 def _joined(*parts: bytes) -> bytes:
@@ -58,7 +59,32 @@ class Binding(NamedTuple):
 
     def fingerprint(self) -> bytes:
         """A digest that says whether two requests are the same one."""
-        return hashlib.sha256(self.packed()).digest()
+        # Most calls of a resource differ in nothing; what is remembered of them has a bound (I12).
+        if self.body or self.headers or len(self.path) + len(self.query) > _REMEMBERED_MAX:
+            return _digest(self)
+        return _remembered(self)
+
+
+def _digest(binding: Binding) -> bytes:
+    return hashlib.sha256(binding.packed()).digest()
+
+
+_remembered = lru_cache(maxsize=1024)(_digest)
+
+
+class _Key:
+    """HMAC-SHA256 (RFC 2104) whose key is hashed once: half the time of ``hmac.digest``."""
+
+    def __init__(self, key: bytes) -> None:
+        block = key.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def mac(self, message: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 @lru_cache(maxsize=256)
@@ -79,7 +105,7 @@ class Quotes:
     def __init__(self, *secrets: bytes) -> None:
         if not secrets or any(len(secret) < 16 for secret in secrets):
             raise ConfigError("the secret must have at least 16 bytes")
-        self._keys = [_derive(secret) for secret in secrets]
+        self._keys = [_Key(_derive(secret)) for secret in secrets]
 
     def make(self, bound: bytes, offer: PaymentRequirements, expiry: int) -> str:
         """The quote of one offer for what it is bound to (a request's fingerprint), good until ``expiry``."""
@@ -103,7 +129,7 @@ class Quotes:
         if now > int.from_bytes(head[:4], "big") + LEEWAY_SECONDS:
             raise PaymentRefused("quote_expired")
 
-    def _mac(self, key: bytes, head: bytes, bound: bytes, offer: PaymentRequirements) -> bytes:
+    def _mac(self, key: _Key, head: bytes, bound: bytes, offer: PaymentRequirements) -> bytes:
         terms = _terms(offer.scheme, offer.network, offer.asset, offer.pay_to, offer.amount)
         message = b"".join((head, len(bound).to_bytes(4, "big"), bound, terms))
-        return hmac.digest(key, message, "sha256")[:_MAC_BYTES]
+        return key.mac(message)[:_MAC_BYTES]

@@ -128,7 +128,7 @@ def find_payment(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return found
 
 
-def _text(obj: Mapping[str, Any], key: str, *, limit: int = 2048) -> str:
+def _text(obj: Json, key: str, limit: int) -> str:
     value = obj.get(key)
     if isinstance(value, str) and 0 < len(value) <= limit:
         return value
@@ -174,13 +174,13 @@ def _version(obj: Mapping[str, Any]) -> int:
 def parse_requirements(obj: Json) -> PaymentRequirements:
     """One entry of ``accepts[]``, of either version; the network comes out as CAIP-2."""
     return PaymentRequirements(
-        scheme=_text(obj, "scheme", limit=64),
-        network=caip2(_text(obj, "network", limit=128)),
-        amount=_amount(obj),
-        asset=_text(obj, "asset", limit=128),
-        pay_to=_text(obj, "payTo", limit=128),
-        max_timeout_seconds=_seconds(obj, "maxTimeoutSeconds"),
-        extra=_object(obj, "extra"),
+        _text(obj, "scheme", 64),
+        caip2(_text(obj, "network", 128)),
+        _amount(obj),
+        _text(obj, "asset", 128),
+        _text(obj, "payTo", 128),
+        _seconds(obj, "maxTimeoutSeconds"),
+        _object(obj, "extra"),
     )
 
 
@@ -192,21 +192,21 @@ def parse_payment_payload(obj: Json) -> PaymentPayload:
         raise ValueError("payload is missing or not an object")
     accepted = obj.get("accepted")
     if accepted is None:
-        scheme, network, parsed = _text(obj, "scheme", limit=64), caip2(_text(obj, "network", limit=128)), None
+        scheme, network, parsed = _text(obj, "scheme", 64), caip2(_text(obj, "network", 128)), None
     elif not isinstance(accepted, dict):
         raise ValueError("accepted is not an object")
     else:
         parsed = parse_requirements(accepted)  # pyright: ignore[reportUnknownArgumentType]  # JSON
         scheme, network = parsed.scheme, parsed.network
     return PaymentPayload(
-        x402_version=version,
-        scheme=scheme,
-        network=network,
-        payload=payload,  # pyright: ignore[reportUnknownArgumentType]  # JSON
-        accepted=parsed,
-        resource=_resource(obj.get("resource")),
-        extensions=_object(obj, "extensions"),
-        raw=obj,
+        version,
+        scheme,
+        network,
+        payload,  # pyright: ignore[reportUnknownArgumentType]  # JSON
+        parsed,
+        _resource(obj.get("resource")),
+        _object(obj, "extensions"),
+        obj,
     )
 
 
