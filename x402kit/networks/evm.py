@@ -233,6 +233,11 @@ def _transfer(payload: Json) -> Transfer:
     )
 
 
+def payment_id(chain: int, token: str, payer: str, nonce: str) -> str:
+    """The name of an EIP-3009 payment in the one claim space: never its signature's bytes (B04)."""
+    return f"evm:{chain}:{token}:{payer}:{nonce}".lower()
+
+
 def parse(payment: PaymentPayload, offer: PaymentRequirements) -> Authorization:
     """Read an EIP-3009 payload (wire.md 1.3). Raises ``MalformedPayment``; nothing else is looked at."""
     try:
@@ -240,9 +245,8 @@ def parse(payment: PaymentPayload, offer: PaymentRequirements) -> Authorization:
         chain = chain_id(offer.network)
     except ValueError as e:
         raise MalformedPayment("invalid_payload", detail=str(e)) from e
-    token = offer.asset.lower()
     return Authorization(
-        f"evm:{chain}:{token}:{transfer.payer}:0x{transfer.nonce.hex()}",
+        payment_id(chain, offer.asset, transfer.payer, "0x" + transfer.nonce.hex()),
         offer.network,
         offer.asset,
         offer.pay_to,

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import re
-from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ..errors import ConfigError, PaymentRefused, RailUnavailable
@@ -21,9 +20,9 @@ from .assets import default_asset
 from .evm_abi import transfer_data
 from .evm_fees import Fees, default_fee_cap
 from .evm_options import EvmOptions
-from .evm_outcome import Judge, Verdict
+from .evm_outcome import Judge, Verdict, agreed
 from .evm_reads import Chain
-from .evm_ready import Readiness, check_addresses
+from .evm_ready import Readiness, check_addresses, check_shape
 from .evm_sender import Sender
 from .evm_verify import Verifier
 from .evm_wallet import Wallet
@@ -33,7 +32,6 @@ from .rpc import Endpoint, Rpc
 
 __all__ = ["EvmRail"]
 
-_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
 _DEFAULTS: Final = EvmOptions()
 _FULL_LOOK_SECONDS: Final = 2.0
 _VERIFY_SECONDS: Final = 5.0
@@ -65,8 +63,7 @@ class EvmRail:
         self.pay_to, self.confirmations, self.wallet = pay_to, confirmations, wallet
         self.final_depth = max(self._options.final_depth, confirmations)
         for what, address in (("pay_to", pay_to), ("the asset", self.asset.address)):
-            if not _ADDRESS.match(address):
-                raise ConfigError(f"{what} is no address (0x and 40 hex digits)")
+            check_shape(what, address)
         if confirmations < 0:
             raise ConfigError("confirmations is a number of blocks, 0 or more")
         if rpc is None and (wallet is not None or gas is not None):
@@ -84,8 +81,7 @@ class EvmRail:
 
     def for_recipient(self, pay_to: str) -> EvmRail:
         """The same rail paid to another address, over the same node and wallet. ``ConfigError`` for no such address."""
-        if not _ADDRESS.match(pay_to):
-            raise ConfigError("pay_to is not a 0x… address")
+        check_shape("pay_to", pay_to)
         check_addresses(pay_to, self.asset, self.wallet)
         made = copy.copy(self)
         made.pay_to = pay_to
@@ -210,24 +206,17 @@ class EvmRail:
         parts = self._parts
         if parts is None:
             return Outcome("pending", "no rpc", claim.reference)
-        if self._options.quorum > 1 and claim.amount >= self._options.quorum_above:
-            verdict = await self._agreed(parts, claim, quick)
-        else:
-            verdict = await parts.judges[0].judge(claim, quick=quick)
+        verdict = await self._sure(claim, len(parts.judges), lambda i: parts.judges[i].judge(claim, quick=quick))
         if verdict.gap and parts.sender and not await parts.sender.close_gap(claim.nonce, claim.intent):
             # The claim is what remembers the gap: it ends when the gap is closed.
             return Outcome("pending", "the wallet's nonce is still unused", claim.reference)
         return verdict.outcome
 
-    async def _agreed(self, parts: _Parts, claim: Claim, quick: bool) -> Verdict:
-        verdicts = await asyncio.gather(*(judge.judge(claim, quick=quick) for judge in parts.judges[1:]))
-        outcomes = [(v.outcome.state, v.outcome.reference, v.outcome.block_hash, v.outcome.reason) for v in verdicts]
-        agreed, count = Counter(outcomes).most_common(1)[0]
-        found = next(v for v, key in zip(verdicts, outcomes, strict=True) if key == agreed)
-        if agreed[0] != "pending" and count >= self._options.quorum:
-            return found
-        resend = all(v.outcome.resend for v in verdicts)
-        return Verdict(Outcome("pending", "the nodes do not agree", claim.reference, resend=resend))
+    async def _sure(self, claim: Claim, places: int, look: Callable[[int], Awaitable[Verdict]]) -> Verdict:
+        """What the nodes as one say (place 0), or for a high amount what enough of them say, each by itself."""
+        if self._options.quorum == 1 or claim.amount < self._options.quorum_above:
+            return await look(0)
+        return agreed(await asyncio.gather(*map(look, range(1, places))), self._options.quorum, claim.reference)
 
 
 class _Parts:

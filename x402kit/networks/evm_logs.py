@@ -7,15 +7,17 @@ so that no transfer counts for two (I3).
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ..model import VALID_FOR_MAX
 from .evm_abi import address_word, topic, word
 from .evm_reads import Chain, Log, Receipt, hex_data
-from .rpc import RpcRefused
+from .rpc import RpcRefused, RpcTrouble
 
-__all__ = ["Transferred", "Use", "find_transfer", "find_use"]
+__all__ = ["Transferred", "Use", "find_transfer", "find_use", "walk"]
 
 _TRANSFER: Final = "Transfer(address,address,uint256)"
 _USED: Final = "AuthorizationUsed(address,bytes32)"
@@ -25,6 +27,8 @@ _SPAN: Final = 2000
 _SPAN_MIN: Final = 8
 """…and what the stingiest do."""
 _SPANS_MAX: Final = 64
+_TOO_MUCH: Final = ("busy", "too-large")
+"""How nodes say that, besides refusing it: by a code of their own, or by an answer beyond all limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,32 @@ def find_transfer(receipt: Receipt, wanted: Transferred) -> int:
     ours = [i for i in used if receipt.logs[i].topics[1:] == (hex_data(address_word(wanted.payer)), nonce)]
     if not ours:
         return -1
-    candidates = receipt.logs if len(used) == 1 else receipt.logs[ours[0] + 1 : ours[0] + 2]
-    return next((log.index for log in candidates if _is_transfer(log, wanted)), -1)
+    return _index(receipt.logs if len(used) == 1 else receipt.logs[ours[0] + 1 : ours[0] + 2], wanted)
+
+
+def _index(logs: Iterable[Log], wanted: Transferred) -> int:
+    return next((log.index for log in logs if _is_transfer(log, wanted)), -1)
+
+
+async def walk(
+    chain: Chain, asset: str, events: list[Any], first: int, last: int, *, back: bool = False
+) -> AsyncGenerator[tuple[int, list[Log]]]:
+    """Events of ``first`` to ``last``, as many blocks at once as the node allows, forwards or ``back``.
+
+    With each part of them goes the block at its far end. Raises ``RpcTrouble``, ``RpcRefused``.
+    """
+    span = _SPAN
+    while first <= last:
+        low, high = (max(first, last - span + 1), last) if back else (first, min(last, first + span - 1))
+        try:
+            found = await chain.logs(asset, events, low, high)
+        except (RpcRefused, RpcTrouble) as e:
+            if span < _SPAN_MIN * 4 or (isinstance(e, RpcTrouble) and e.why not in _TOO_MUCH):
+                raise
+            span //= 4
+            continue
+        yield (low if back else high), found
+        first, last = (first, low - 1) if back else (high + 1, last)
 
 
 async def find_use(chain: Chain, wanted: Transferred, head: int, since: int) -> Use | None:
@@ -74,26 +102,19 @@ async def find_use(chain: Chain, wanted: Transferred, head: int, since: int) -> 
 
     None when nothing is found there, or the node does not reach so far. Raises ``RpcTrouble``, ``RpcRefused``.
     """
-    events: list[object] = [
+    events: list[Any] = [
         [topic(_USED), topic(_CANCELLED)],
         hex_data(address_word(wanted.payer)),
         hex_data(wanted.nonce),
     ]
-    last, span = head, _SPAN
-    for _ in range(_SPANS_MAX):
-        first = max(0, last - span + 1)
-        try:
-            found = await chain.logs(wanted.asset, events, first, last)
-        except RpcRefused:
-            if span < _SPAN_MIN * 4:
-                raise
-            span //= 4
-            continue
-        for log in found:
-            receipt = await chain.receipt(log.transaction)
-            if log.address == wanted.asset and receipt is not None and receipt.succeeded:
-                return Use(receipt, find_transfer(receipt, wanted))
-        if first == 0 or (await chain.block(first)).timestamp < since - VALID_FOR_MAX:
-            return None
-        last = first - 1
+    spans = 0
+    async with aclosing(walk(chain, wanted.asset, events, 0, head, back=True)) as parts:
+        async for first, found in parts:
+            for log in found:
+                receipt = await chain.receipt(log.transaction)
+                if log.address == wanted.asset and receipt is not None and receipt.succeeded:
+                    return Use(receipt, find_transfer(receipt, wanted))
+            spans += 1
+            if spans == _SPANS_MAX or first == 0 or (await chain.block(first)).timestamp < since - VALID_FOR_MAX:
+                return None
     return None

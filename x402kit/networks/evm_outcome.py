@@ -27,6 +27,8 @@ challenge. While the transfer could go through we say nothing, because a fresh c
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,7 +43,7 @@ from .rpc import RpcRefused, RpcTrouble
 
 log = logging.getLogger("x402kit.evm")
 
-__all__ = ["Judge", "Verdict", "wanted_of"]
+__all__ = ["Judge", "Verdict", "agreed", "wanted_of"]
 
 MISMATCH: Final = "invalid_exact_evm_transfer_event_mismatch"
 USED: Final = "invalid_exact_evm_nonce_already_used"
@@ -54,6 +56,16 @@ class Verdict:
 
     outcome: Outcome
     gap: bool = False
+
+
+def agreed(verdicts: Sequence[Verdict], quorum: int, reference: str) -> Verdict:
+    """What at least ``quorum`` of several nodes say alike, else pending (I-10)."""
+    outcomes = [(v.outcome.state, v.outcome.reference, v.outcome.block_hash, v.outcome.reason) for v in verdicts]
+    said, count = Counter(outcomes).most_common(1)[0]
+    if said[0] != "pending" and count >= quorum:
+        return verdicts[outcomes.index(said)]
+    resend = all(v.outcome.resend for v in verdicts)
+    return Verdict(Outcome("pending", "the nodes do not agree", reference, resend=resend))
 
 
 def wanted_of(claim: Claim) -> Transferred:

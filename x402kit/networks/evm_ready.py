@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -19,10 +20,17 @@ from .rpc import RpcRefused, RpcTrouble
 
 log = logging.getLogger("x402kit.evm")
 
-__all__ = ["Readiness", "check_addresses", "check_chain"]
+__all__ = ["Readiness", "check_addresses", "check_chain", "check_shape"]
 
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
 _OK_SECONDS: Final = 5.0
 _BAD_SECONDS: Final = 1.0
+
+
+def check_shape(what: str, address: str) -> None:
+    """Refuse what is no address at all. ``ConfigError``; loads no package."""
+    if not _ADDRESS.match(address):
+        raise ConfigError(f"{what} is no address (0x and 40 hex digits)")
 
 
 def check_addresses(pay_to: str, asset: Asset, wallet: Wallet | None) -> None:
