@@ -16,18 +16,44 @@ from urllib.parse import parse_qsl
 from ..errors import BadRequest, ConfigError, ServerError
 from ..money import Usd, usd
 from ..protocols.encoding import parse_json
+from .usage import Delivered, Missing, Usage
 
-__all__ = ["Call", "Dynamic", "Fixed", "Price", "PriceFunction", "PriceLike", "Quote", "price_of"]
+__all__ = ["Call", "Dynamic", "Fixed", "Meter", "Price", "PriceFunction", "PriceLike", "Quote", "price_of"]
 
 _BODY_NESTING = 128
 
 
+class Meter(Protocol):
+    """What one call costs by what it used, once that is known. ``charge`` (charge.py) asks it; it does no I/O."""
+
+    @property
+    def missing(self) -> Missing:
+        """What a complete answer costs that states no usage."""
+        ...
+
+    def covers(self, usage: Usage) -> bool:
+        """Whether a usage states the units that are priced; one that does not counts as missing."""
+        ...
+
+    def cost(self, usage: Usage) -> Usd:
+        """The exact cost. It may be above the quote's ceiling: the ledger decides what becomes of that."""
+        ...
+
+    def estimate(self, delivered: Delivered) -> Usage | None:
+        """What an answer without a usage used, by what was delivered and the prompt; None where nobody can say."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """The most that one call can cost. ``description`` is shown to the payer, and is display only."""
+    """The most that one call can cost. ``description`` is shown to the payer, and is display only.
+
+    With a ``meter`` the call costs what it used; without one the ceiling is the price.
+    """
 
     ceiling: Usd
     description: str = ""
+    meter: Meter | None = field(default=None, repr=False, compare=False)
 
 
 class _Once(Mapping[str, str]):

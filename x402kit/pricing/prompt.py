@@ -1,0 +1,118 @@
+"""How many tokens a request can make a model read and write, before it has done so. Pure.
+
+A token of a byte-level or sentence-piece vocabulary stands for at least one byte of the text, and JSON writes no text
+with fewer bytes than UTF-8 has. The body's length is therefore a bound on the prompt, with room in the JSON around each
+message for what a chat template puts there; what a template adds once is ``overhead``. What the body only names (an
+image by its URL, an earlier answer by its id) has no such bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from ..errors import BadRequest
+from .price import Call
+
+__all__ = ["OUTPUT_NAMES", "body_of", "outputs", "parts", "prompt_bytes"]
+
+OUTPUT_NAMES: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_CHOICES_MAX: Final = 128
+_ELSEWHERE: Final = ("previous_response_id", "conversation")
+_TEXT: Final = {
+    *("text", "input_text", "output_text", "summary_text", "refusal", "thinking", "redacted_thinking", "reasoning"),
+    *("message", "tool_use", "tool_result", "function_call", "function_call_output"),
+    *("custom_tool_call", "custom_tool_call_output"),
+}
+_MEDIA: Final = {"image_url", "input_image", "image", "input_audio", "audio", "video_url", "input_video", "video"}
+"""Parts that hold no text, so that their bytes are not tokens of it. A file may hold text."""
+
+
+def body_of(call: Call) -> dict[str, Any]:
+    """The body, which must be a JSON object: else ``BadRequest``."""
+    body = call.json
+    if not isinstance(body, dict):
+        raise BadRequest("invalid_request", detail="the body is no JSON object")
+    return cast("dict[str, Any]", body)
+
+
+def prompt_bytes(call: Call, body: Mapping[str, Any], per_part: int | Mapping[str, int] | None) -> tuple[int, int]:
+    """The bytes of text in the body, and the tokens of its other parts by the seller's bound for each.
+
+    ``BadRequest`` for what has no bound.
+    """
+    for name in _ELSEWHERE:
+        if body.get(name) is not None:
+            raise BadRequest("not_priceable", detail=f"{name}: only what the request itself holds can be priced")
+    if isinstance(body.get("prompt"), dict):
+        raise BadRequest("not_priceable", detail="prompt: only what the request itself holds can be priced")
+    size, tokens = len(call.body), 0
+    for kind, length in parts(body):
+        tokens += _bound(kind, per_part)
+        size -= length
+    return max(size, 0), tokens
+
+
+def _bound(kind: str, per_part: int | Mapping[str, int] | None) -> int:
+    bound = per_part.get(kind) if isinstance(per_part, Mapping) else per_part
+    if bound is None:
+        raise BadRequest("not_priceable", detail=f"a part of type {kind[:40]!r} has no price here")
+    return bound
+
+
+def parts(body: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What in the body is no text: the type of each such part, and how many of its bytes are media.
+
+    Those are its longest string, in base64 or a URL; so the text around it is still counted.
+    """
+    found: list[tuple[str, int]] = []
+    waiting: list[Any] = [body.get(name) for name in ("messages", "input", "system")]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            item = cast("dict[str, Any]", item)
+            kind = item.get("type", "message")
+            if not isinstance(kind, str):
+                kind = repr(kind)
+            if kind not in _TEXT:
+                found.append((kind, _longest(item) if kind in _MEDIA else 0))
+                continue
+            waiting += [item.get("content"), item.get("output")]
+            if isinstance(item.get("audio"), dict):  # an earlier answer's, by its id
+                found.append(("audio", 0))
+    return found
+
+
+def _longest(item: Any) -> int:
+    longest, waiting = 0, [item]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            longest = max(longest, len(value)) if value.isascii() else longest
+        elif isinstance(value, dict):
+            waiting += cast("dict[str, Any]", value).values()
+        elif isinstance(value, list):
+            waiting += value
+    return longest
+
+
+def outputs(body: Mapping[str, Any], default: int, most: int) -> int:
+    """The most tokens that all answers together can have: the caller's cap, or ``default``, for each of them.
+
+    Where the caller states several caps the largest counts. ``BadRequest`` for a cap above ``most``, or none at all.
+    """
+    stated = [_whole(body, name, most) for name in OUTPUT_NAMES if body.get(name) is not None]
+    choices = max(_whole(body, name, _CHOICES_MAX) if body.get(name) is not None else 1 for name in ("n", "best_of"))
+    prompts: Any = body.get("prompt")
+    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
+        choices *= len(cast("list[object]", prompts))
+    return choices * (max(stated) if stated else default)
+
+
+def _whole(body: Mapping[str, Any], name: str, most: int) -> int:
+    value = body[name]
+    if type(value) is not int or not 1 <= value <= most:
+        raise BadRequest("invalid_request", detail=f"{name} must be a whole number from 1 to {most}")
+    return value
