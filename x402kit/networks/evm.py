@@ -36,7 +36,7 @@ ERC6492_SUFFIX: Final = bytes.fromhex("6492" * 16)
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
 _SIGNATURE_MAX: Final = 4096
 HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
-_PRECOMPILES: Final = 0x10000
+PRECOMPILES: Final = 0x10000
 """Addresses below this are precompiles or reserved for them (B10)."""
 
 
@@ -279,7 +279,7 @@ def _fault(transfer: Transfer, offer: PaymentRequirements, now: int) -> str:
         return prefix + "authorization_valid_before"
     if transfer.valid_after > now:
         return prefix + "authorization_valid_after"
-    if int(transfer.payer, 16) < _PRECOMPILES or transfer.payer == transfer.to:
+    if int(transfer.payer, 16) < PRECOMPILES or transfer.payer == transfer.to:
         return prefix + "authorization_from"
     return prefix + "signature" if not _is_well_formed(transfer.signature) else ""
 

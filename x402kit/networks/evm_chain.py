@@ -27,7 +27,7 @@ from .evm_sender import Sender
 from .evm_verify import Verifier
 from .evm_wallet import Wallet
 from .gas import GasMeter, GasPolicy
-from .port import Nonces
+from .port import ContractWallets, Nonces
 from .rpc import Endpoint, Rpc
 
 __all__ = ["EvmRail"]
@@ -78,6 +78,11 @@ class EvmRail:
     def signers(self) -> tuple[str, ...]:
         """The settlement wallet's address, where there is one."""
         return () if self.wallet is None else (self.wallet.address,)
+
+    @property
+    def contract_wallets(self) -> ContractWallets | None:
+        """Who asks this chain's contract wallets; None without a node, or where they are switched off."""
+        return self._parts.verifier if self._parts is not None and self._options.contract_wallets else None
 
     def for_recipient(self, pay_to: str) -> EvmRail:
         """The same rail paid to another address, over the same node and wallet. ``ConfigError`` for no such address."""

@@ -25,7 +25,7 @@ from typing import Final
 from ..errors import PaymentRefused, PaymentUsed, RailUnavailable
 from ..model import Authorization, PaymentRequirements
 from ..money import Asset
-from .evm import Transfer, digest, is_eoa_signature
+from .evm import ERC6492_SUFFIX, PRECOMPILES, Transfer, digest, is_eoa_signature
 from .evm_abi import MAGIC_1271, revert_words, transfer_data, unwrap_6492, valid_signature_data
 from .evm_logs import Transferred, find_use
 from .evm_reads import Chain
@@ -64,13 +64,28 @@ class Verifier:
         """The transfer as the token must see it, unwrapped (ERC-6492). ``PaymentRefused`` for its factory (B09)."""
         if not transfer.is_wrapped:
             return transfer
+        return transfer._replace(signature=self._unwrapped(transfer.signature))
+
+    def _unwrapped(self, signature: bytes) -> bytes:
         try:
-            factory, inner = unwrap_6492(transfer.signature)
+            factory, inner = unwrap_6492(signature)
         except ValueError:
             raise PaymentRefused(_PREFIX + "signature") from None
         if factory not in self._factories:
             raise PaymentRefused("eip6492_factory_not_allowed")
-        return transfer._replace(signature=inner)
+        return inner
+
+    async def is_valid_signature(self, address: str, digest: bytes, signature: bytes) -> bool:
+        """Whether the contract at ``address`` says now that a signature is its own; ``ContractWallets`` of port.py."""
+        if int(address, 16) < PRECOMPILES:
+            return False
+        try:
+            inner = self._unwrapped(signature) if signature.endswith(ERC6492_SUFFIX) else signature
+            return await self._has_code(address) and await self._agrees(address, digest, inner)
+        except PaymentRefused:
+            return False
+        except (RpcTrouble, RpcRefused) as e:
+            raise RailUnavailable(detail=str(e)) from e
 
     def gas_for(self, transfer: Transfer) -> int:
         """The absolute gas limit of a settlement: no estimate, no margin (B11)."""
@@ -90,15 +105,19 @@ class Verifier:
         if not await self._has_code(transfer.payer):
             plain = len(transfer.signature) == 65 and not wrapped
             raise PaymentRefused(_PREFIX + ("signature" if plain else "undeployed_smart_wallet"))
-        question = valid_signature_data(digest(transfer, self._asset), transfer.signature)
+        if not await self._agrees(transfer.payer, digest(transfer, self._asset), transfer.signature):
+            raise PaymentRefused(_PREFIX + "signature")
+
+    async def _agrees(self, wallet: str, message: bytes, signature: bytes) -> bool:
+        """EIP-1271's question, with a gas cap and a time limit (B08)."""
+        question = valid_signature_data(message, signature)
         try:
-            answer = await self._chain.call(transfer.payer, question, gas=self._signature_gas, seconds=self._seconds)
+            answer = await self._chain.call(wallet, question, gas=self._signature_gas, seconds=self._seconds)
         except RpcRefused as e:
             if not e.reverted:
                 raise
             answer = b""
-        if answer != MAGIC_1271:
-            raise PaymentRefused(_PREFIX + "signature")
+        return answer == MAGIC_1271
 
     async def _has_code(self, address: str) -> bool:
         now = self._monotonic()

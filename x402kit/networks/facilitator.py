@@ -24,7 +24,7 @@ from ..protocols.x402 import parse_payment_payload, parse_requirements
 from .facilitator_client import FacilitatorClient, Headers
 from .facilitator_wire import Reading, body_json, is_used, read_settlement, read_verdict, sanitized, supported_version
 from .http import Answer
-from .port import Nonces
+from .port import ContractWallets, Nonces, ProvesWallets
 
 __all__ = ["Beneath", "FacilitatorRail", "Headers"]
 
@@ -98,6 +98,10 @@ class FacilitatorRail:
         self._told: dict[str, float] = {}
         self.scheme, self.network, self.asset, self.pay_to = base.scheme, base.network, base.asset, base.pay_to
         self.confirmations, self.final_depth = base.confirmations, base.final_depth
+
+    @property
+    def contract_wallets(self) -> ContractWallets | None:
+        return self._base.contract_wallets if isinstance(self._base, ProvesWallets) else None
 
     def extra(self) -> Json:
         return self._base.extra()

@@ -7,12 +7,12 @@ rail says of a settlement is one of the three words of ``Outcome``: settled, fai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
 from ..money import Asset
 
-__all__ = ["Nonces", "OpenRail", "Rail"]
+__all__ = ["ContractWallets", "Nonces", "OpenRail", "ProvesWallets", "Rail"]
 
 
 class Nonces(Protocol):
@@ -120,4 +120,22 @@ class OpenRail(Rail, Protocol):
 
     def for_recipient(self, pay_to: str) -> Rail:
         """The same rail, paid to another address, over the same wallet and node. Raises ``ConfigError``."""
+        ...
+
+
+class ContractWallets(Protocol):
+    """Asks contract wallets of one network whether a signature is theirs (EIP-1271)."""
+
+    async def is_valid_signature(self, address: str, digest: bytes, signature: bytes) -> bool:
+        """``address`` in lower case. Nothing that it answers is kept. Raises ``RailUnavailable``."""
+        ...
+
+
+@runtime_checkable
+class ProvesWallets(Protocol):
+    """What a rail may be beside its being one: it can ask contract wallets."""
+
+    @property
+    def contract_wallets(self) -> ContractWallets | None:
+        """None where it has no node to ask, or contract wallets are switched off."""
         ...

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import os
 import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from ..errors import ConfigError, PaymentRefused
 from ..model import LEEWAY_SECONDS, PaymentRequirements
 from ..protocols.encoding import b64url, b64url_decode
 
-__all__ = ["Binding", "Quotes"]
+__all__ = ["Binding", "MacKey", "Quotes", "mac_keys"]
 
 _MAC_BYTES = 20
 _TOKEN_BYTES = 4 + 8 + _MAC_BYTES
@@ -72,7 +73,7 @@ def _digest(binding: Binding) -> bytes:
 _remembered = lru_cache(maxsize=1024)(_digest)
 
 
-class _Key:
+class MacKey:
     """HMAC-SHA256 (RFC 2104) whose key is hashed once: half the time of ``hmac.digest``."""
 
     def __init__(self, key: bytes) -> None:
@@ -92,20 +93,22 @@ def _terms(scheme: str, network: str, asset: str, pay_to: str, amount: int) -> b
     return _joined(scheme.encode(), network.encode(), asset.encode(), pay_to.encode(), str(amount).encode())
 
 
-def _derive(secret: bytes) -> bytes:
+def mac_keys(secrets: Sequence[bytes], purpose: bytes) -> list[MacKey]:
+    """A key of its own for each secret and purpose. Raises ``ConfigError``: no secret, or one that is too short."""
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"x402kit quote v1").derive(secret)
+    if not secrets or any(len(secret) < 16 for secret in secrets):
+        raise ConfigError("the secret must have at least 16 bytes")
+    derived = (HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret) for secret in secrets)
+    return [MacKey(key) for key in derived]
 
 
 class Quotes:
     """Makes and checks quotes. The first secret signs; all of them are accepted, so that one can be rotated (G09)."""
 
     def __init__(self, *secrets: bytes) -> None:
-        if not secrets or any(len(secret) < 16 for secret in secrets):
-            raise ConfigError("the secret must have at least 16 bytes")
-        self._keys = [_Key(_derive(secret)) for secret in secrets]
+        self._keys = mac_keys(secrets, b"x402kit quote v1")
 
     def make(self, bound: bytes, offer: PaymentRequirements, expiry: int) -> str:
         """The quote of one offer for what it is bound to (a request's fingerprint), good until ``expiry``."""
@@ -129,7 +132,7 @@ class Quotes:
         if now > int.from_bytes(head[:4], "big") + LEEWAY_SECONDS:
             raise PaymentRefused("quote_expired")
 
-    def _mac(self, key: _Key, head: bytes, bound: bytes, offer: PaymentRequirements) -> bytes:
+    def _mac(self, key: MacKey, head: bytes, bound: bytes, offer: PaymentRequirements) -> bytes:
         terms = _terms(offer.scheme, offer.network, offer.asset, offer.pay_to, offer.amount)
         message = b"".join((head, len(bound).to_bytes(4, "big"), bound, terms))
         return key.mac(message)[:_MAC_BYTES]
