@@ -109,9 +109,9 @@ class Ledger(Protocol):
 
     async def reserve(self, hold: Hold, spend: Spend | None = None) -> Hold:
         """Hold ``hold.amount`` and spend a proof, in one transaction. The row that stands now: ours when its
-        ``holder`` is ours, else the one that has this id already.
+        ``holder`` is ours, else the one that has this id already; of one that was pruned, what the log knows of it.
 
-        Raises ``InsufficientBalance`` (nothing changed, the proof is not spent) and ``ProofUsed`` (F01).
+        Raises ``ProofUsed`` (F01), and ``InsufficientBalance``: nothing changed, the proof is not spent.
         """
         ...
 
@@ -120,12 +120,13 @@ class Ledger(Protocol):
     ) -> Entry:
         """End a hold: ``cost`` is earned, as rules.capture says, and the rest goes back. ``columns`` are the answer's.
 
-        The same capture again gives the same entry (E03); any other end was first: ``HoldEnded``, no move (E05).
+        The same capture, of the same cost, again gives the same entry (E03); any other end was first: ``HoldEnded``,
+        no move (E05). For ``holder`` another's open hold is ``no_such_hold``.
         """
         ...
 
     async def void(self, hold_id: str, *, holder: str | None = None) -> Entry:
-        """End a hold: all of it goes back. Raises ``HoldEnded`` as ``capture`` does."""
+        """End a hold: all of it goes back. The same again gives the same entry; else ``HoldEnded``, as ``capture``."""
         ...
 
     async def hold(self, hold_id: str) -> Hold | None: ...
@@ -172,10 +173,21 @@ class Ledger(Protocol):
         ...
 
     async def move_payout(self, payment_id: str, move: str, owner: str | None = None, **columns: Any) -> bool:
-        """``confirm`` books the refund, ``drop`` and ``fail`` give the amount back, in the same transaction (E10)."""
+        """``confirm`` books the refund, ``drop`` and ``fail`` give the amount back, in the same transaction (E10).
+
+        Raises ``ValueError`` for a move that payouts don't make.
+        """
         ...
 
     async def take_payout(self, payment_id: str, state: str, owner: str) -> Claim | None: ...
+
+    async def note_payout(self, payment_id: str, **columns: Any) -> None:
+        """As ``note``."""
+        ...
+
+    async def release_payout(self, payment_id: str, owner: str) -> None:
+        """As ``release``."""
+        ...
 
     async def get_payout(self, payment_id: str) -> Claim | None: ...
 
@@ -206,7 +218,7 @@ class Books(Protocol):
         ...
 
     async def totals(self) -> dict[str, dict[str, int]]:
-        """For each asset the sum of every column of the log, and of open holds and payouts."""
+        """For each asset of the log the sum of every column of it, and of open ``holds`` and ``payouts``."""
         ...
 
 

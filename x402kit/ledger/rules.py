@@ -37,6 +37,7 @@ __all__ = [
     "STATES",
     "Postings",
     "capture",
+    "checked",
     "deposit",
     "may",
     "payment",
@@ -62,9 +63,10 @@ MOVES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "serve": (("settled",), "served"),
     "credit": (("settled",), "credited"),
     "reverse": (("settled",), "failed"),
+    "tell": (("settled",), "served"),
 }
 """Move → the states that it starts from, and the one that it ends in. ``claim`` itself starts from nothing or
-failed.
+failed. ``tell`` ends a settlement that a facilitator made for somebody else: it is not in our books.
 """
 
 HOLD_ENDS: Final[Mapping[str, str]] = {"capture": "captured", "void": "voided", "expire": "expired"}
@@ -89,8 +91,10 @@ class Postings(NamedTuple):
     suspense: int = 0
 
 
-def _amount(amount: int, *, least: int = 1) -> int:
-    """E09: refused by type and range before any statement is built; the stores' CHECKs say it again."""
+def checked(amount: int, *, least: int = 1) -> int:
+    """The amount, when it is one: refused by type and range before any statement is built (E09); the stores' CHECKs say
+    it again. Raises ``ValueError``.
+    """
     if type(amount) is not int or not least <= amount <= MAX_AMOUNT:
         raise ValueError(f"an amount is a whole number from {least} to {MAX_AMOUNT}, not {amount!r}")
     return amount
@@ -98,7 +102,7 @@ def _amount(amount: int, *, least: int = 1) -> int:
 
 def deposit(amount: int) -> Postings:
     """Money came in, for the balance."""
-    return Postings(external=-_amount(amount), available=amount)
+    return Postings(external=-checked(amount), available=amount)
 
 
 def payment(amount: int, cost: int) -> Postings:
@@ -107,13 +111,13 @@ def payment(amount: int, cost: int) -> Postings:
     Also a top-up, whose cost is what its settlement cost, and a settled payment that was never served, which cost
     nothing. A payment is never charged for more than it brought.
     """
-    earned = min(_amount(cost, least=0), _amount(amount))
+    earned = min(checked(cost, least=0), checked(amount))
     return Postings(external=-amount, available=amount - earned, revenue=earned)
 
 
 def reserve(amount: int) -> Postings:
     """The most that a call can cost, out of ``available``."""
-    return Postings(available=-_amount(amount), held=amount)
+    return Postings(available=-checked(amount), held=amount)
 
 
 def capture(reserved: int, cost: int, more: int = 0) -> Postings:
@@ -122,34 +126,34 @@ def capture(reserved: int, cost: int, more: int = 0) -> Postings:
     What it cost above the reserve is the seller's loss, but for ``more``: what the account still had for it
     (``overage="charge"``), at most the difference.
     """
-    earned = min(_amount(cost, least=0), _amount(reserved))
-    more = min(_amount(more, least=0), cost - earned)
+    earned = min(checked(cost, least=0), checked(reserved))
+    more = min(checked(more, least=0), cost - earned)
     return Postings(available=reserved - earned - more, held=-reserved, revenue=earned + more)
 
 
 def void(reserved: int) -> Postings:
     """The whole reserve is given back: the call was not served, or its deadline is over."""
-    return Postings(available=_amount(reserved), held=-reserved)
+    return Postings(available=checked(reserved), held=-reserved)
 
 
 def payout(amount: int) -> Postings:
     """Balance is on its way back to its wallet."""
-    return Postings(available=-_amount(amount), suspense=amount)
+    return Postings(available=-checked(amount), suspense=amount)
 
 
 def refund(amount: int) -> Postings:
     """…and has arrived there."""
-    return Postings(external=_amount(amount), suspense=-amount)
+    return Postings(external=checked(amount), suspense=-amount)
 
 
 def returned(amount: int) -> Postings:
     """…or certainly never will, and is balance again."""
-    return Postings(available=_amount(amount), suspense=-amount)
+    return Postings(available=checked(amount), suspense=-amount)
 
 
 def reverse(amount: int, available: int) -> Postings:
-    """A settlement left the chain after it was booked (I-08): what the payer still has of it is taken back, the rest
-    is a loss that stands in ``suspense`` for the operator to see, below zero.
+    """A settlement left the chain after it was booked (I-08): the payer owes it. What the account has, ``available``,
+    is taken; the rest is a loss that stands in ``suspense`` for the operator to see, below zero.
     """
-    taken = min(_amount(available, least=0), _amount(amount))
+    taken = min(checked(available, least=0), checked(amount))
     return Postings(external=amount, available=-taken, suspense=taken - amount)

@@ -1,8 +1,9 @@
 """One thread that owns a SQLite connection: what waits together is executed in one transaction, with one fsync.
 
 Group commit: the thread takes all operations that are queued, runs them inside one ``BEGIN IMMEDIATE`` … ``COMMIT``,
-and answers each only after the commit. The event loop never touches the disk. An operation is a single statement, so
-one that fails leaves no trace and does not spoil the others.
+and answers each only after the commit. The event loop never touches the disk. An operation that fails leaves no trace
+and does not spoil the others: it writes by one statement, or, where it had written before it failed, the transaction
+begins anew with a savepoint around each.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import random
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -44,11 +47,13 @@ class Worker:
         transactions: bool = True,
         every: float | None = None,
         tick: Operation | None = None,
+        busy_seconds: float = 5,
     ) -> None:
         self._connect = connect
         self._transactions = transactions
         self._every = every
         self._tick = tick
+        self._busy_seconds = busy_seconds
         self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._waiting: dict[asyncio.AbstractEventLoop, list[_Item]] = {}
         self._thread = threading.Thread(target=self._run, name="x402kit-store", daemon=True)
@@ -127,29 +132,75 @@ class Worker:
         if not batch and self._tick is None:
             return []
         try:
-            if self._transactions:
-                connection.execute("BEGIN IMMEDIATE")
-            made = [(loop, [_one(connection, *item) for item in items]) for loop, items in batch]
-            if self._tick is not None:
-                self._tick(connection)
-            if self._transactions:
-                connection.execute("COMMIT")
+            try:
+                return self._transaction(connection, batch, _one)
+            except _HalfDone:
+                connection.execute("ROLLBACK")
+                return self._transaction(connection, batch, _apart)
         except sqlite3.Error as e:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             return [(loop, [(future, None, unavailable(e)) for _, future in items]) for loop, items in batch]
+
+    def _transaction(
+        self, connection: sqlite3.Connection, batch: list[_Group], run: Callable[[sqlite3.Connection, _Item], _Answer]
+    ) -> list[tuple[asyncio.AbstractEventLoop, list[_Answer]]]:
+        if self._transactions:
+            _begin(connection, self._busy_seconds)
+        made = [(loop, [run(connection, item) for item in items]) for loop, items in batch]
+        if self._tick is not None:
+            self._tick(connection)
+        if self._transactions:
+            connection.execute("COMMIT")
         return made
 
 
-def _one(connection: sqlite3.Connection, operation: Operation, future: asyncio.Future[Any]) -> _Answer:
+class _HalfDone(Exception):  # never leaves this file
+    """An operation failed after it had written."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _begin(connection: sqlite3.Connection, seconds: float) -> None:
+    """Take the file's lock. SQLite sleeps up to 100 ms at a time: of many processes one would wait in vain (C02)."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.0005 + 0.002 * random.random())
+
+
+def _one(connection: sqlite3.Connection, item: _Item) -> _Answer:
+    operation, future = item
+    before = connection.total_changes
     try:
         return future, operation(connection), None
     except sqlite3.IntegrityError as e:
-        return future, None, unavailable(e)
+        error: BaseException = unavailable(e)
     except sqlite3.Error:
         raise  # the whole transaction
     except Exception as e:  # noqa: BLE001  # the background border: a value that can't be stored must not end the thread
-        return future, None, e
+        error = e
+    if connection.total_changes != before and connection.in_transaction:
+        raise _HalfDone(error)
+    return future, None, error
+
+
+def _apart(connection: sqlite3.Connection, item: _Item) -> _Answer:
+    """As ``_one``, and what failed is taken back by itself."""
+    connection.execute("SAVEPOINT operation")
+    try:
+        answer = _one(connection, item)
+    except _HalfDone as half:
+        connection.execute("ROLLBACK TO operation")
+        answer = item[1], None, half.error
+    connection.execute("RELEASE operation")
+    return answer
 
 
 def _resolve(answers: list[_Answer]) -> None:

@@ -89,7 +89,7 @@ class _Settlements(Settler):
         """Whether nobody has been told of this success before; from then on it is pruned in time (C07)."""
         now = int(time.time())
         ends = {"served_at": now, "kept_until": now + KEPT_SECONDS}
-        return await self._store.move(claim.payment_id, "serve", claim.owner, **ends)
+        return await self._store.move(claim.payment_id, "tell", claim.owner, **ends)
 
     async def reconcile(self) -> int:
         looked_at = await super().reconcile()

@@ -1,0 +1,234 @@
+"""Accounts and holds in SQLite. Each move of money is one statement; the triggers of sqlite_schema.py book it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from functools import lru_cache
+from typing import Any, Final
+
+from ..errors import HoldEnded, InsufficientBalance, PaymentUsed, ProofUsed
+from ..model import Account, Balance, Entry, Hold, Spend
+from .port import Overage
+from .rules import HOLD_ENDS, checked
+from .sqlite_file import SQLiteFile, clock
+
+__all__ = ["ENTRY", "INSERT_HOLD", "SQLiteHolds", "insufficient", "remember"]
+
+ENTRY: Final = ", ".join(Entry._fields)
+_HOLD: Final = ", ".join(Hold._fields)
+_MARKS: Final = ", ".join("?" * len(Hold._fields))
+INSERT_HOLD: Final = f"INSERT INTO holds ({_HOLD}) VALUES ({_MARKS}) ON CONFLICT (id) DO NOTHING"
+_INSERT_WITH_PROOF: Final = (
+    f"INSERT INTO holds ({_HOLD}) SELECT {_MARKS} WHERE NOT EXISTS (SELECT 1 FROM proofs WHERE proof_id = ?)"
+    " ON CONFLICT (id) DO NOTHING"
+)
+_DEPOSIT: Final = (
+    f"INSERT INTO entries ({ENTRY}) SELECT NULL, ?1, ?2, ?3, 'deposit', -?4, ?4, 0, 0, 0,"
+    " ?4 + ifnull((SELECT available FROM accounts WHERE owner = ?1 AND asset = ?2), 0), ?5, '', '', ?6"
+    f" WHERE true ON CONFLICT (key) DO NOTHING RETURNING {ENTRY}"
+)
+_BY_KEY: Final = f"SELECT {ENTRY} FROM entries WHERE key = ?"
+_EXPIRE: Final = (
+    "UPDATE holds SET state = 'expired', ended_at = ?1, lease_until = 0 WHERE seq IN (SELECT seq FROM holds"
+    f" WHERE state = 'open' AND deadline <= ?1 AND lease_until < ?2 ORDER BY deadline LIMIT ?3) RETURNING {_HOLD}"
+)
+_ANSWER: Final = frozenset(("status", "headers", "body", "body_digest", "kept_until", "request_id", "fingerprint"))
+_LEASE: Final = Hold._fields.index("lease_until")
+_MAX_ID: Final = 2**63 - 1
+
+
+class SQLiteHolds(SQLiteFile):
+    """Accounts, deposits by hand, holds, and the log as its account's owner sees it."""
+
+    async def balance(self, account: Account) -> Balance:
+        sql = "SELECT available, held FROM accounts WHERE owner = ? AND asset = ?"
+        row = await self._read(lambda c: c.execute(sql, account).fetchone())
+        return Balance(*row) if row else Balance(0, 0)
+
+    async def deposit(self, account: Account, amount: int, key: str, *, reference: str = "") -> Entry:
+        key = f"deposit:{key}"
+        values = (*account, key, checked(amount), int(time.time()), reference)
+
+        def deposit(c: sqlite3.Connection) -> Entry:
+            row = c.execute(_DEPOSIT, values).fetchone() or c.execute(_BY_KEY, (key,)).fetchone()
+            return Entry._make(row)
+
+        entry = await self._write(deposit)
+        if (entry.owner, entry.asset, entry.available) != (*account, amount):
+            raise PaymentUsed("deposit_key_used")
+        return entry
+
+    async def reserve(self, hold: Hold, spend: Spend | None = None) -> Hold:
+        checked(hold.amount)
+        values = (*hold[:_LEASE], clock() + self._lease_ms, *hold[_LEASE + 1 :])
+        made = Hold._make(values)
+
+        def reserve(c: sqlite3.Connection) -> Hold:
+            try:
+                if spend is None:
+                    if c.execute(INSERT_HOLD, values).rowcount == 1:
+                        return made
+                elif c.execute(_INSERT_WITH_PROOF, (*values, spend.proof_id)).rowcount == 1:
+                    remember(c, spend)
+                    return made
+            except sqlite3.IntegrityError as e:
+                return _forgotten(c, made, e)
+            return _known(c, made)
+
+        key = (hold.holder, hold.id)
+        held = self._held["holds"]
+        held.add(key)
+        won = False
+        try:
+            found = await self._write(reserve)
+            won = found is made or (found.holder == hold.holder and found.state == "open")
+            return found
+        except asyncio.CancelledError:
+            self._undo(hold)
+            raise
+        finally:
+            if not won:
+                held.discard(key)
+
+    def _undo(self, hold: Hold) -> None:
+        """The caller is gone and its hold serves nobody: what is queued is done all the same, in order."""
+        sql = _end_sql("void", "clamp", (), owned=True)
+        values = (0, int(time.time()), hold.id, hold.holder)
+        if self._writer is not None:
+            undone = self._write(lambda c: c.execute(sql, values).rowcount)
+            undone.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def capture(
+        self, hold_id: str, cost: int, *, holder: str | None = None, overage: Overage = "clamp", **columns: Any
+    ) -> Entry:
+        checked(cost, least=0)
+        sql = _end_sql("capture", overage, tuple(columns), owned=holder is not None)
+        return await self._end("capture", hold_id, cost, holder, sql, columns)
+
+    async def void(self, hold_id: str, *, holder: str | None = None) -> Entry:
+        sql = _end_sql("void", "clamp", (), owned=holder is not None)
+        return await self._end("void", hold_id, 0, holder, sql, {})
+
+    async def _end(
+        self, move: str, hold_id: str, cost: int, holder: str | None, sql: str, columns: dict[str, Any]
+    ) -> Entry:
+        values: tuple[Any, ...] = (cost, int(time.time()), *columns.values(), hold_id)
+        if holder is not None:
+            values += (holder,)
+        key = ("end:" + hold_id,)
+
+        def end(c: sqlite3.Connection) -> Entry:
+            if c.execute(sql, values).rowcount != 1:
+                _check_ended(c, hold_id, HOLD_ENDS[move], cost)
+            return Entry._make(c.execute(_BY_KEY, key).fetchone())
+
+        try:
+            return await self._write(end)
+        finally:
+            # Done or not: whoever asked works on it no more, and its lease must be able to end.
+            held = self._held["holds"]
+            if holder is not None:
+                held.discard((holder, hold_id))
+            else:
+                held.difference_update([found for found in held if found[1] == hold_id])
+
+    async def hold(self, hold_id: str) -> Hold | None:
+        return await self._read(lambda c: _find(c, hold_id))
+
+    async def defer_hold(self, hold_id: str, holder: str, deadline: int) -> bool:
+        sql = "UPDATE holds SET deadline = ?, lease_until = 0 WHERE id = ? AND holder = ? AND state = 'open'"
+        self._held["holds"].discard((holder, hold_id))
+        return await self._write(lambda c: c.execute(sql, (deadline, hold_id, holder)).rowcount == 1)
+
+    async def expire(self, now: int, limit: int = 100) -> list[Hold]:
+        values = (now, clock(), limit)
+        return await self._write(lambda c: [Hold._make(row) for row in c.execute(_EXPIRE, values)])
+
+    async def entries(self, account: Account, before: int | None = None, limit: int = 50) -> list[Entry]:
+        sql = f"SELECT {ENTRY} FROM entries WHERE owner = ? AND asset = ? AND id < ? ORDER BY id DESC LIMIT ?"
+        return await self._rows(Entry._make, sql, *account, _MAX_ID if before is None else before, limit)
+
+    async def entry(self, key: str) -> Entry | None:
+        row = await self._read(lambda c: c.execute(_BY_KEY, (key,)).fetchone())
+        return Entry._make(row) if row else None
+
+    async def proof_spent(self, proof_id: str) -> bool:
+        sql = "SELECT 1 FROM proofs WHERE proof_id = ?"
+        return await self._read(lambda c: c.execute(sql, (proof_id,)).fetchone() is not None)
+
+
+@lru_cache(maxsize=64)
+def _end_sql(move: str, overage: Overage, columns: tuple[str, ...], *, owned: bool) -> str:
+    """The one statement that ends a hold; its values are the cost, the time, the columns', the id and the holder."""
+    assert _ANSWER.issuperset(columns), columns
+    captured = "min(?1, amount)"
+    if overage == "charge":
+        captured += (
+            " + max(0, min(?1 - amount, (SELECT available FROM accounts"
+            " WHERE accounts.owner = holds.owner AND accounts.asset = holds.asset)))"
+        )
+    sets = "".join(f", {name} = ?{number}" for number, name in enumerate(columns, 3))
+    last = 3 + len(columns)
+    return (
+        f"UPDATE holds SET state = '{HOLD_ENDS[move]}', captured = {captured}, lost = ?1 - ({captured}),"
+        f" ended_at = ?2, lease_until = 0{sets} WHERE id = ?{last} AND state = 'open'"
+        + (f" AND holder = ?{last + 1}" if owned else "")
+    )
+
+
+def _find(connection: sqlite3.Connection, hold_id: str) -> Hold | None:
+    row = connection.execute(f"SELECT {_HOLD} FROM holds WHERE id = ?", (hold_id,)).fetchone()
+    return Hold._make(row) if row else None
+
+
+def _known(connection: sqlite3.Connection, hold: Hold) -> Hold:
+    """The row that has this id already; where there is none, it was the proof."""
+    found = _find(connection, hold.id)
+    if found is None:
+        raise ProofUsed
+    return found
+
+
+def _forgotten(connection: sqlite3.Connection, hold: Hold, error: sqlite3.IntegrityError) -> Hold:
+    """A hold whose row was pruned, as far as the log, which knows all keys, can tell it."""
+    sql = (
+        "SELECT s.owner, s.asset, s.held, s.at, s.resource, s.request_id, e.type, e.revenue, e.at FROM entries s"
+        " JOIN entries e ON e.key = 'end:' || ?1 WHERE s.key = 'reserve:' || ?1"
+    )
+    row = connection.execute(sql, (hold.id,)).fetchone()
+    if row is None:
+        raise insufficient(connection, hold.account, hold.amount, error) from error
+    owner, asset, amount, at, resource, request_id, end, captured, ended_at = row
+    ended = {"state": HOLD_ENDS[end], "captured": captured, "ended_at": ended_at}
+    return Hold(hold.id, owner, asset, amount, "", at, at, resource=resource, request_id=request_id, **ended)
+
+
+def insufficient(
+    connection: sqlite3.Connection, account: Account, needed: int, error: sqlite3.IntegrityError
+) -> InsufficientBalance | sqlite3.IntegrityError:
+    """Why nothing was taken from an account."""
+    sql = "SELECT available FROM accounts WHERE owner = ? AND asset = ?"
+    row = connection.execute(sql, account).fetchone()
+    available = row[0] if row else 0
+    return InsufficientBalance(available, needed) if available < needed else error
+
+
+def remember(connection: sqlite3.Connection, spend: Spend | None) -> None:
+    """A proof is spent, in the transaction of what it is spent for; that it was not before is its guard (F01)."""
+    if spend is not None:
+        connection.execute("INSERT INTO proofs VALUES (?, ?)", spend)
+
+
+def _check_ended(connection: sqlite3.Connection, hold_id: str, state: str, cost: int) -> None:
+    """The same end again is no error (E03); any other was first."""
+    row = connection.execute("SELECT state, captured + lost FROM holds WHERE id = ?", (hold_id,)).fetchone()
+    if row is None:
+        end = connection.execute("SELECT type FROM entries WHERE key = ?", ("end:" + hold_id,)).fetchone()
+        raise HoldEnded(f"already_{HOLD_ENDS[end[0]]}" if end else "no_such_hold")
+    found, asked = row
+    if found == "open":  # and another's
+        raise HoldEnded("no_such_hold")
+    if (found, asked) != (state, cost):
+        raise HoldEnded(f"already_{found}")
