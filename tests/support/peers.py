@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from x402kit.devnet import EvmAccount
 from x402kit.model import Json
 
-__all__ = ["CLIENTS", "LOST", "UNHEARD", "Fault", "Front", "pay", "service"]
+__all__ = ["CLIENTS", "LOST", "UNHEARD", "Fault", "Front", "ask", "pay", "service"]
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "tests" / "peers"
@@ -48,6 +48,22 @@ def pay(program: str, url: str, payer: EvmAccount, *options: str, method: str = 
     ended = subprocess.run(
         [*_command(program), url, *given],
         env=_environment(PEER_KEY=payer.private_key),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    line: Json = json.loads(ended.stdout)
+    return line
+
+
+def ask(program: str, task: Json, **environment: str) -> Json:
+    """One task for a program that reads it as JSON from standard input; the line that it prints."""
+    ended = subprocess.run(
+        _command(program),
+        input=json.dumps(task),
+        env=_environment(**environment),
         capture_output=True,
         text=True,
         timeout=60,
