@@ -124,7 +124,7 @@ def test_J01_B15_killed_while_giving_a_refused_nonce_back(
 
 
 def test_J03_a_full_disk_is_503_before_and_never_a_loss_after(shop: Shop) -> None:
-    full = shop.start(bytes_max=150_000)
+    full = shop.start(bytes_max=300_000)
     payments = [shop.pay() for _ in range(12)]
     answers = [shop.show(payment) for payment in payments]
     check(shop)
@@ -238,7 +238,7 @@ def test_J07_what_was_left_open_under_another_clock_is_reconciled_at_once(shop: 
 
 
 def test_J08_killed_at_any_statement_of_the_first_start(shop: Shop) -> None:
-    for statement in range(30):
+    for statement in range(60):
         server = shop.start(statements=statement + 1, reconcile=60)
         if server.url:
             break
