@@ -138,6 +138,8 @@ class Price(Protocol):
 
     async def quote(self, call: Call) -> Quote: ...
 
+    # ``metered = False`` says that no quote has a meter: then a paid call is not priced again for its cost.
+
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
@@ -145,6 +147,7 @@ class Fixed:
 
     price: Usd
     needs_body: bool = field(default=False, init=False)
+    metered: bool = field(default=False, init=False)
     _quote: Quote = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +174,8 @@ class Dynamic:
 
     function: PriceFunction
     needs_body: bool = True
+    metered: bool = False
+    """Whether the function's quotes may have a meter."""
 
     async def quote(self, call: Call) -> Quote:
         try:
@@ -189,7 +194,7 @@ class Dynamic:
         return quote
 
 
-def price_of(value: Any, *, needs_body: bool | None = None) -> Price:
+def price_of(value: Any, *, needs_body: bool | None = None, metered: bool = False) -> Price:
     """Read a price as sellers write it: ``"$0.01"``, ``usd("$0.01")``, a function, or anything with ``quote``.
 
     Raises ``ConfigError`` for the rest; a bare number is refused, since it could be dollars or atomic units (L06).
@@ -201,5 +206,5 @@ def price_of(value: Any, *, needs_body: bool | None = None) -> Price:
     if hasattr(value, "quote") and hasattr(value, "needs_body"):
         return value  # type: ignore[no-any-return]
     if callable(value):
-        return Dynamic(value, True if needs_body is None else needs_body)
+        return Dynamic(value, True if needs_body is None else needs_body, metered)
     raise ConfigError(f'a price is "$0.01", usd("$0.01") or a function of the call, not {value!r}')

@@ -23,7 +23,7 @@ _TOKENS: Final = {"M": 10**6, "K": 10**3, "token": 1}
 
 def fine(amount: str | Usd) -> int:
     """An amount of dollars in units of 10**-24. ``ConfigError`` for more decimals, for less than nothing, bad text."""
-    value = (usd(amount) if isinstance(amount, str) else amount).value.scaleb(_DECIMALS, _EXACT)
+    value = (amount if isinstance(amount, Usd) else usd(amount)).value.scaleb(_DECIMALS, _EXACT)
     if value != value.to_integral_value() or value < 0:
         raise ConfigError(f"{amount} is no price: below zero, or more than {_DECIMALS} decimals")
     return int(value)

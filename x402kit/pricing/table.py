@@ -55,8 +55,7 @@ def _names(value: object) -> None:
 
 
 def _tiers(value: object) -> None:
-    tiers = cast("list[object]", value) if isinstance(value, list) else []
-    for tier in tiers or [value]:
+    for tier in cast("list[object]", value) if isinstance(value, list) else [None]:
         if not isinstance(tier, dict) or "above" not in tier:
             raise ConfigError('a list such as [{above = 200000, input = "$1/M"}]')
         for name, text in cast("Table", tier).items():

@@ -76,7 +76,7 @@ class Usage(NamedTuple):
         Own words are the names of the fields, ``seconds`` (``int``, ``Decimal`` or decimal text; rounded up to a
         millisecond), and any other, which goes to ``extra``. Raises ``ValueError`` where a count is none.
         """
-        if not _PROVIDERS.isdisjoint(given):
+        if not _PROVIDERS.isdisjoint(given) or given.get("type") == "duration":
             made = usage_of({"usage": given})
         else:
             fields = {name: given[name] for name in _FIELDS if given.get(name) is not None}
