@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.postgres import PostgresServer
 from x402kit.devnet import EvmDevnet
 
 
@@ -32,3 +33,16 @@ def own_chain() -> Iterator[EvmDevnet]:
     """A chain for one test alone: for reorganisations and fee spikes, which no snapshot takes back."""
     with EvmDevnet() as chain:
         yield chain
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for each test process."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> str:
+    """A fresh PostgreSQL database, as the address of it."""
+    return postgres.create()
