@@ -145,13 +145,14 @@ async def seller(
     rpc: Any = None,
     confirmations: int = 0,
     wallet: Wallet | None = None,
+    pay_to: str = PAY_TO,
     nonces: MemoryNonces | None = None,
     **options: Any,
 ) -> AsyncGenerator[Seller]:
     """A started rail on the local chain, closed at the end."""
     rail = EvmRail(
         NETWORK,
-        pay_to=PAY_TO,
+        pay_to=pay_to,
         wallet=wallet or Wallet(chain.accounts[0].private_key),
         rpc=rpc or chain.rpc_url,
         confirmations=confirmations,

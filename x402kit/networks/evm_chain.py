@@ -3,13 +3,14 @@
 evm.py          what is decided offline           evm_sender.py   prepare, send, the wallet's nonces
 evm_ready.py    set-up and gas money              evm_outcome.py  what became of it
 evm_verify.py   contract signatures, simulation   gas.py          the settlement's cost inside the price
+evm_payout.py   a balance back to its owner       evm_scan.py     what we were paid, by the chain alone
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
 from ..errors import ConfigError, PaymentRefused, RailUnavailable
@@ -21,13 +22,15 @@ from .evm_abi import transfer_data
 from .evm_fees import Fees, default_fee_cap
 from .evm_options import EvmOptions
 from .evm_outcome import Judge, Verdict, agreed
+from .evm_payout import judge_payout, prepare_payout
 from .evm_reads import Chain
 from .evm_ready import Readiness, check_addresses, check_shape
+from .evm_scan import head_block, settled_since
 from .evm_sender import Sender
 from .evm_verify import Verifier
 from .evm_wallet import Wallet
 from .gas import GasMeter, GasPolicy
-from .port import ContractWallets, Nonces
+from .port import ContractWallets, Landed, Nonces
 from .rpc import Endpoint, Rpc
 
 __all__ = ["EvmRail"]
@@ -195,12 +198,59 @@ class EvmRail:
         except TimeoutError:
             return made
 
+    # Paying out (PayingRail)
+
+    @property
+    def payer_wallet(self) -> str:
+        """The settlement wallet's address where it is ``pay_to``, so that the money is there; else empty."""
+        address = "" if self.wallet is None else self.wallet.address
+        return address if address.lower() == self.pay_to.lower() else ""
+
+    async def prepare_payout(self, to: str, amount: int, nonces: Nonces) -> Intent:
+        """evm_payout.py. Sends nothing. Raises ``RailUnavailable``, ``BadRequest``."""
+        parts, wallet = self._ours()
+        if not self.payer_wallet:
+            raise RailUnavailable(detail="the settlement wallet is not pay_to")
+        assert parts.sender is not None
+        await parts.readiness.check()
+        return await prepare_payout(
+            parts.chain, parts.sender, wallet, self.asset, to, amount, nonces, gas=self._options.gas_limit
+        )
+
+    async def payout_outcome(self, claim: Claim) -> Outcome:
+        """evm_payout.py's table; as many nodes must agree as for a payment."""
+        parts = self._parts
+        if parts is None:
+            return Outcome("pending", "no rpc", claim.reference)
+        chains, depth = parts.chains, self.final_depth
+        return (await self._sure(claim, len(chains), lambda i: judge_payout(chains[i], claim, depth))).outcome
+
+    # What we were paid (ScanningRail)
+
+    @property
+    def sees_chain(self) -> bool:
+        """Whether there is a node to ask."""
+        return self._parts is not None
+
+    async def head_block(self) -> int:
+        """The highest block that is ``confirmations`` deep. Raises ``RailUnavailable``."""
+        return await head_block(self._node(), self.confirmations)
+
+    def settled_since(self, block: int) -> AsyncGenerator[Landed]:
+        """evm_scan.py: payments to ``pay_to``, as far as ``head_block``. Raises ``RailUnavailable``."""
+        return settled_since(self._node(), self.asset, self.pay_to, block, self.confirmations)
+
     async def close(self) -> None:
         """End the background reading and close the connections."""
         if self._parts is not None and self._parts.meter is not None:
             await self._parts.meter.close()
         if self.rpc is not None:
             await self.rpc.close()
+
+    def _node(self) -> Chain:
+        if self._parts is None:
+            raise RailUnavailable(detail="no rpc")
+        return self._parts.chain
 
     def _ours(self) -> tuple[_Parts, Wallet]:
         if self._parts is None or self.wallet is None:
@@ -242,9 +292,10 @@ class _Parts:
         needed = options.reserve_settlements * limit
         self.readiness = Readiness(chain, asset, wallet, fees, needed_gas=needed)
         self.meter = None if gas is None else GasMeter(gas, chain, fees, asset, options.clock)
-        chains = (chain, *map(Chain, rpc.nodes))
-        self.judges = tuple(Judge(each, self.verifier, asset, rail.final_depth) for each in chains)
+        self.chain = chain
+        self.chains = (chain, *map(Chain, rpc.nodes))
         """The nodes as one, and then each by itself."""
+        self.judges = tuple(Judge(each, self.verifier, asset, rail.final_depth) for each in self.chains)
 
 
 def _asset(network: str, asset: Asset | None) -> tuple[Asset, int]:

@@ -7,7 +7,8 @@ so that no transfer counts for two (I3).
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+import itertools
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +18,7 @@ from .evm_abi import address_word, topic, word
 from .evm_reads import Chain, Log, Receipt, hex_data
 from .rpc import RpcRefused, RpcTrouble
 
-__all__ = ["Transferred", "Use", "find_transfer", "find_use", "walk"]
+__all__ = ["Transferred", "Use", "find_plain_transfer", "find_transfer", "find_use", "landings", "transfers_to", "walk"]
 
 _TRANSFER: Final = "Transfer(address,address,uint256)"
 _USED: Final = "AuthorizationUsed(address,bytes32)"
@@ -62,14 +63,53 @@ def find_transfer(receipt: Receipt, wanted: Transferred) -> int:
     """The log index of the transfer that ``wanted`` made in this transaction, or -1."""
     if not receipt.succeeded:
         return -1
-    used = [
-        i for i, log in enumerate(receipt.logs) if log.address == wanted.asset and log.topics[:1] == (topic(_USED),)
-    ]
+    used = _uses(receipt, wanted.asset)
     nonce = hex_data(wanted.nonce)
     ours = [i for i in used if receipt.logs[i].topics[1:] == (hex_data(address_word(wanted.payer)), nonce)]
     if not ours:
         return -1
     return _index(receipt.logs if len(used) == 1 else receipt.logs[ours[0] + 1 : ours[0] + 2], wanted)
+
+
+def landings(receipt: Receipt, asset: str, to: str) -> Iterator[tuple[Transferred, int]]:
+    """Every authorization that brought ``to`` something in this transaction, with its transfer's log index.
+
+    An authorization's transfer is the first one from its payer after it, before the next authorization: where that went
+    elsewhere, a plain transfer to us in the same transaction is no payment.
+    """
+    used = _uses(receipt, asset)
+    for start, end in itertools.pairwise((*used, len(receipt.logs))):
+        _, payer, nonce = receipt.logs[start].topics
+        moved = (log for log in receipt.logs[start:end] if _is_from(log, asset, payer))
+        found = next(moved, None)
+        if found is not None and found.topics[2] == hex_data(address_word(to)):
+            value = int.from_bytes(found.data, "big")
+            yield Transferred(asset, "0x" + payer[-40:], to, value, bytes.fromhex(nonce[2:])), found.index
+
+
+def transfers_to(address: str) -> list[Any]:
+    """The topics by which a node finds transfers to an address."""
+    return [topic(_TRANSFER), None, hex_data(address_word(address))]
+
+
+def _uses(receipt: Receipt, asset: str) -> list[int]:
+    """Where in a receipt's logs authorizations of ``asset`` were used."""
+    first = topic(_USED)
+    return [
+        i
+        for i, log in enumerate(receipt.logs)
+        if log.address == asset and log.topics[:1] == (first,) and len(log.topics) == 3
+    ]
+
+
+def _is_from(log: Log, asset: str, payer: str) -> bool:
+    shaped = len(log.topics) == 3 and len(log.data) == 32
+    return log.address == asset and shaped and log.topics[:2] == (topic(_TRANSFER), payer)
+
+
+def find_plain_transfer(receipt: Receipt, wanted: Transferred) -> int:
+    """The log index of a transfer without an authorization, or -1."""
+    return _index(receipt.logs, wanted)
 
 
 def _index(logs: Iterable[Log], wanted: Transferred) -> int:

@@ -183,6 +183,17 @@ class Chain:
             raise RpcTrouble("eth_getTransactionReceipt", "another transaction's", sent=True)
         return found
 
+    async def sent_in(self, block: int, sender: str, nonce: int) -> str:
+        """The hash of the transaction that used a nonce of ``sender`` in this block; empty if none did."""
+
+        def find(entry: Any) -> str:
+            for made in entry["transactions"]:
+                if made["from"].lower() == sender.lower() and _quantity(made["nonce"]) == nonce:
+                    return _hash(made["hash"])
+            return ""
+
+        return await self._read(find, "eth_getBlockByNumber", _tag(block), True)
+
     async def knows(self, transaction: str) -> bool:
         """Whether the node has the transaction, in a block or waiting for one."""
         return await self._read(lambda found: found is not None, "eth_getTransactionByHash", transaction)

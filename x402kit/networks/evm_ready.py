@@ -123,7 +123,9 @@ class Readiness:
                 self._fits = True
             if self._wallet is None:
                 return ""
-            price, balance = await asyncio.gather(self._fees.price(), self._chain.balance(self._wallet.address))
+            # One after the other: where one of two fails, gather leaves the other call running.
+            price = await self._fees.price()
+            balance = await self._chain.balance(self._wallet.address)
         except (RpcTrouble, RpcRefused, ConfigError) as e:
             return str(e)
         except RailUnavailable as e:

@@ -78,13 +78,19 @@ class Sender:
         """The wallet as the nonce allocator knows it."""
         return f"{self._chain_id}:{self._wallet.address}"
 
-    async def prepare(self, to: str, data: bytes, gas: int, payment_id: str, nonces: Nonces) -> Intent:
-        """A signed transaction, not sent. ``RailUnavailable``; the nonce is given back then."""
+    async def prepare(
+        self, to: str, data: bytes, gas: int, payment_id: str, nonces: Nonces, *, offer: int = 0
+    ) -> Intent:
+        """A signed transaction, not sent. ``RailUnavailable``; the nonce is given back then.
+
+        ``offer``: wei for a unit of gas, to be offered where it is more than the price of now; never above the cap.
+        """
         price = await self._fees.price()
         floor = await self._pending_count()
         nonce = await nonces.take_nonce(self.wallet_id, payment_id, floor)
         try:
-            transaction = Transaction(self._chain_id, nonce, price.tip, price.max_fee, gas, to, data)
+            most = max(price.max_fee, min(offer, self._fees.cap))
+            transaction = Transaction(self._chain_id, nonce, price.tip, most, gas, to, data)
             raw = await self._wallet.sign(transaction)
         except BaseException:  # a cancelled task must give it back too
             await nonces.free_nonce(self.wallet_id, nonce)

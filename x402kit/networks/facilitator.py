@@ -13,6 +13,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -24,7 +25,7 @@ from ..protocols.x402 import parse_payment_payload, parse_requirements
 from .facilitator_client import FacilitatorClient, Headers
 from .facilitator_wire import Reading, body_json, is_used, read_settlement, read_verdict, sanitized, supported_version
 from .http import Answer
-from .port import ContractWallets, Nonces, ProvesWallets
+from .port import ContractWallets, Landed, Nonces, ProvesWallets
 
 __all__ = ["Beneath", "FacilitatorRail", "Headers"]
 
@@ -61,6 +62,10 @@ class Beneath(Protocol):
     async def start(self) -> None: ...
     async def ready(self) -> None: ...
     async def outcome(self, claim: Claim) -> Outcome: ...
+    @property
+    def sees_chain(self) -> bool: ...
+    async def head_block(self) -> int: ...
+    def settled_since(self, block: int) -> AsyncGenerator[Landed]: ...
     async def close(self) -> None: ...
 
 
@@ -229,6 +234,18 @@ class FacilitatorRail:
         if self._told.pop(claim.payment_id, None) is not None and outcome.state != "settled":
             log.error("ALERT: the facilitator says that %s is settled; the chain does not", claim.payment_id)
         return outcome
+
+    # It is no PayingRail: the facilitator moves what payers authorize, and nothing of ours.
+
+    @property
+    def sees_chain(self) -> bool:
+        return self._base.sees_chain
+
+    async def head_block(self) -> int:
+        return await self._base.head_block()
+
+    def settled_since(self, block: int) -> AsyncGenerator[Landed]:
+        return self._base.settled_since(block)
 
     async def close(self) -> None:
         await self._client.close()

@@ -6,13 +6,25 @@ rail says of a settlement is one of the three words of ``Outcome``: settled, fai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
+from ..errors import ConfigError
 from ..model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
 from ..money import Asset
 
-__all__ = ["ContractWallets", "Nonces", "OpenRail", "ProvesWallets", "Rail"]
+__all__ = [
+    "ContractWallets",
+    "Landed",
+    "Nonces",
+    "OpenRail",
+    "PayingRail",
+    "ProvesWallets",
+    "Rail",
+    "ScanningRail",
+    "paying",
+    "scanning",
+]
 
 
 class Nonces(Protocol):
@@ -139,3 +151,77 @@ class ProvesWallets(Protocol):
     def contract_wallets(self) -> ContractWallets | None:
         """None where it has no node to ask, or contract wallets are switched off."""
         ...
+
+
+@runtime_checkable
+class PayingRail(Rail, Protocol):
+    """A rail that can pay out: a balance back to its owner's wallet, from the wallet that its payments went to.
+
+    A payout is stored as a row of a claim's shape: ``payer`` is the recipient, the intent's columns are as in a claim.
+    """
+
+    @property
+    def payer_wallet(self) -> str:
+        """The address that pays, which is also ``pay_to``; empty where this rail can't pay out. See ``paying``."""
+        ...
+
+    async def prepare_payout(self, to: str, amount: int, nonces: Nonces) -> Intent:
+        """Sign a transfer of ``amount`` atomic units, to be stored before it goes to ``send``. Sends nothing.
+
+        Raises ``RailUnavailable``: the wallet has too little of the asset or of gas money, the chain is out of reach,
+        or this rail can't pay out; ``BadRequest`` for a recipient or an amount that no payout can have.
+        """
+        ...
+
+    async def payout_outcome(self, claim: Claim) -> Outcome:
+        """What became of a payout in ``sent``, ``unknown`` or ``settled``. Sends nothing: see ``Outcome.resend``."""
+        ...
+
+
+class Landed(NamedTuple):
+    """A payment as the chain shows it: ``amount`` in atomic units went to the rail's ``pay_to`` at Unix time ``at``."""
+
+    payment_id: str
+    payer: str
+    amount: int
+    transaction: str
+    block: int
+    block_hash: str
+    log_index: int
+    at: int
+
+
+@runtime_checkable
+class ScanningRail(Rail, Protocol):
+    """A rail that can say what it was paid, without our store: for one that lost its last commits (J05)."""
+
+    @property
+    def sees_chain(self) -> bool:
+        """Whether it has a node to ask; where not, the two methods raise ``RailUnavailable``. See ``scanning``."""
+        ...
+
+    async def head_block(self) -> int:
+        """The highest block in which a payment counts by now. Raises ``RailUnavailable``."""
+        ...
+
+    def settled_since(self, block: int) -> AsyncGenerator[Landed]:
+        """Every payment to ``pay_to`` in blocks from ``block`` to ``head_block``, oldest first.
+
+        To be safe from reorganisations, start ``final_depth`` below the last ``head_block`` that was seen through: to
+        hear of a payment twice does no harm. Raises ``RailUnavailable``; then it can be resumed at the last block.
+        """
+        ...
+
+
+def paying(rail: Rail) -> PayingRail:
+    """The rail as one that pays out. Raises ``ConfigError`` where it can't: the money is not in a wallet of ours."""
+    if not isinstance(rail, PayingRail):
+        raise ConfigError(f"the rail on {rail.network} can't pay out: it has no settlement wallet of ours")
+    if not rail.payer_wallet:
+        raise ConfigError(f"payouts on {rail.network} need the key of pay_to itself: {rail.pay_to} is not our wallet")
+    return rail
+
+
+def scanning(rail: Rail) -> ScanningRail | None:
+    """The rail as one that can say what it was paid; None where it sees no chain."""
+    return rail if isinstance(rail, ScanningRail) and rail.sees_chain else None
