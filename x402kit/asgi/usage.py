@@ -161,6 +161,8 @@ class EventReader(UsageReader):
             self._stated, self._since = found, 0
 
     def usage(self) -> Usage | None:
+        if self._tail and not self._cut:  # an event without its blank line is whole if its JSON is
+            self._look(bytes(self._tail))
         # What was stated before more text came is not the end: who leaves then would have that text for nothing.
         if self._foreign or self._since:
             return None

@@ -101,7 +101,7 @@ def _is_amount(value: object) -> bool:
 
 def _milliseconds(seconds: Any) -> int:
     try:
-        exact = Decimal(seconds) if isinstance(seconds, str | int) else seconds
+        exact = Decimal(seconds) if type(seconds) in (str, int) else seconds
     except InvalidOperation:
         exact = None
     if type(exact) is not Decimal or not _is_amount(exact):
