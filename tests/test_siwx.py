@@ -6,6 +6,8 @@ import base64
 import contextlib
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,15 +33,24 @@ from x402kit.errors import HeaderTooLarge, MalformedPayment
 from x402kit.model import HEADER_MAX, Json
 from x402kit.protocols.base58 import b58decode, b58encode
 from x402kit.protocols.encoding import b64encode
-from x402kit.protocols.siwx import SignIn, build_message, find_proof, parse_proof, siwe_message, siws_message
+from x402kit.protocols.siwx import (
+    SignIn,
+    build_message,
+    encode_proof,
+    find_proof,
+    parse_proof,
+    siwe_message,
+    siws_message,
+)
 from x402kit.protocols.siwx_text import parse_sign_in, parse_time
 
 EVM, SOL = evm_wallet(bytes(range(1, 33))), solana_wallet(bytes(range(32)))
 INFO: Json = proofs().challenge(NOW, URL)["info"]
+MAKERS: dict[str, Callable[[Wallet], Json]] = {"siwx": partial(standard, info=INFO), "venice": venice, "katana": katana}
 GOOD: dict[str, Json] = {
     f"{dialect}-{name}": make(wallet)
     for name, wallet in (("evm", EVM), ("solana", SOL))
-    for dialect, make in (("siwx", lambda w: standard(w, INFO)), ("venice", venice), ("katana", katana))
+    for dialect, make in MAKERS.items()
 }
 
 
@@ -214,13 +225,34 @@ def test_what_must_be_there(name: str, missing: str) -> None:
 
 @pytest.mark.parametrize("field", ["domain", "uri", "version", "nonce", "issuedAt", "chainId", "type"])
 def test_the_extensions_own_fields_must_be_there(field: str) -> None:
-    for value in (None, "", 1.5, [], {}):
+    values: list[Any] = [None, "", 1.5, [], {}]
+    for value in values:
         refused({**GOOD["siwx-evm"], field: value})
+
+
+@pytest.mark.parametrize("resources", ["https://a.example", [1], {}, ["x\ny"], ["x\n- y"]])
+def test_resources_are_a_list_of_texts(resources: Any) -> None:
+    refused({**GOOD["siwx-evm"], "resources": resources})
+
+
+def test_a_challenge_that_brings_lines_of_its_own_is_not_signed() -> None:
+    with pytest.raises(ValueError, match="another text"):
+        build_message({**INFO, "resources": ["https://a.example\n- https://evil.example"]}, EVM.address, BASE)
+    with pytest.raises(ValueError, match="missing"):
+        build_message({**INFO, "nonce": None}, EVM.address, BASE)
+
+
+def test_a_header_of_our_own_is_read() -> None:
+    signature = EVM.sign(build_message(INFO, EVM.address, BASE))
+    assert parse_proof(encode_proof(INFO, EVM.address, BASE, signature).encode()) == parse_proof(
+        header(GOOD["siwx-evm"])
+    )
 
 
 @pytest.mark.parametrize("field", ["network", "address", "issued_at"])
 def test_katanas_own_fields_must_be_there(field: str) -> None:
-    for value in (None, "", True, [], {}, -1, "x"):
+    values: list[Any] = [None, "", True, [], {}, -1, "x"]
+    for value in values:
         refused({**GOOD["katana-evm"], field: value})
 
 
@@ -236,17 +268,24 @@ def test_A14_hidden_characters_are_refused() -> None:
         refused(venice(EVM, text=venice_text(EVM).replace("Sign in to", f"Sign in {hidden}to")))
 
 
-@pytest.mark.parametrize(
-    "spell", [b58encode, b64encode, lambda made: b64encode(made).rstrip("="), bytes.hex, lambda made: "0x" + made.hex()]
-)
-def test_a_solana_signature_in_each_spelling(spell: Any) -> None:
+SPELLINGS: dict[str, Callable[[bytes], str]] = {
+    "base58": b58encode,
+    "base64": b64encode,
+    "unpadded": lambda made: b64encode(made).rstrip("="),
+    "hex": lambda made: made.hex(),
+    "0x": lambda made: "0x" + made.hex(),
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_solana_signature_in_each_spelling(spell: Callable[[bytes], str]) -> None:
     made = b58decode(GOOD["katana-solana"]["signature"])
     assert parse_proof(header({**GOOD["katana-solana"], "signature": spell(made)})).signature == made
 
 
 @given(st.binary(min_size=64, max_size=64))
 def test_no_solana_signature_is_taken_for_another(made: bytes) -> None:
-    for spell in (b58encode, b64encode, bytes.hex):
+    for spell in (SPELLINGS[name] for name in ("base58", "base64", "hex", "0x")):
         assert parse_proof(header({**GOOD["katana-solana"], "signature": spell(made)})).signature == made
 
 
