@@ -4,7 +4,7 @@ A seller starts at ``Paywall`` and ``x402kit.networks``; a payer's program at ``
 ``x402kit.errors``. Importing this package loads no chain package and touches no network.
 """
 
-from .asgi.gate import PaidCall
+from .asgi.call import PaidCall
 from .asgi.paywall import Paywall
 from .money import Asset, Usd, usd
 from .pricing import Call, Quote

@@ -26,9 +26,12 @@
         NothingPayable          no offer passes the policy's networks and assets
         PolicyRefused           a rule or the callback said no; nothing was signed
           TooDear               an amount is above a cap; nothing was signed
+          BalanceTooLow         the prepaid balance is too low, and nothing else may be used; nothing was charged
         PaymentNotAccepted      the server certainly refused a signed payment
+        ProofNotAccepted        the server refused our wallet proofs; nothing was charged
         PaymentOutcomeUnknown   signed and sent, and no certain answer; show it again, do not sign anew
         UnreplayableBody        a streaming body can't be sent twice; refused before any I/O (M11)
+        WalletServiceError      a wallet service said no, or nothing that can be read
 
 ``money`` says whether money moved: "no", "yes" or "unknown". A server error becomes an answer by the status
 contract in docs/concepts.md; only ``PaymentRefused`` may carry a fresh challenge.
@@ -40,6 +43,7 @@ from typing import Literal
 
 __all__ = [
     "BadRequest",
+    "BalanceTooLow",
     "BodyTooLarge",
     "ConfigError",
     "HeaderTooLarge",
@@ -57,6 +61,7 @@ __all__ = [
     "PaymentRefused",
     "PaymentUsed",
     "PolicyRefused",
+    "ProofNotAccepted",
     "ProofRefused",
     "ProofUsed",
     "RailUnavailable",
@@ -67,6 +72,7 @@ __all__ = [
     "Unguarded",
     "UnmatchedRule",
     "UnreplayableBody",
+    "WalletServiceError",
     "X402KitError",
 ]
 
@@ -143,6 +149,7 @@ class InsufficientBalance(PaymentRefused):
 
     code = "insufficient-balance"
     hint = "Top the balance up, or pay for this call directly. Nothing was charged."
+    account_network: str = ""
 
     def __init__(self, available: int, needed: int) -> None:
         super().__init__("insufficient_balance")
@@ -234,8 +241,16 @@ class TooDear(PolicyRefused):
     """The amount is above a cap. Nothing was signed."""
 
 
+class BalanceTooLow(PolicyRefused):
+    """The prepaid balance does not cover the call, and the payer may use nothing else. Nothing was charged."""
+
+
 class PaymentNotAccepted(PayerError):
     """The server refused a signed payment and says that no money moved."""
+
+
+class ProofNotAccepted(PayerError):
+    """The server refused two wallet proofs in a row. Nothing was charged."""
 
 
 class PaymentOutcomeUnknown(PayerError):
@@ -246,3 +261,14 @@ class PaymentOutcomeUnknown(PayerError):
 
 class UnreplayableBody(PayerError):
     """The body is a stream that can't be sent again after the 402. Nothing was sent."""
+
+
+class WalletServiceError(PayerError):
+    """A wallet service answered with an error or with something else than it should; ``status`` is its answer's.
+
+    ``code`` and ``reason`` are the service's own words, where it said any.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, code: str = "", reason: str = "", reference: str = "") -> None:
+        self.status, self.code, self.reason = status, code, reason
+        super().__init__(message, reference=reference)

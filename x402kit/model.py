@@ -21,6 +21,7 @@ __all__ = [
     "KEPT_SECONDS",
     "LEEWAY_SECONDS",
     "NESTING_MAX",
+    "STALL_SECONDS",
     "VALID_FOR_MAX",
     "VALID_FOR_MIN",
     "Account",
@@ -55,6 +56,8 @@ BODY_SECONDS: Final = 30
 """Seconds within which such a body must have arrived (K02)."""
 KEPT_BODY_MAX: Final = 256 * 1024
 """Bytes of an answer that are kept for a replay."""
+STALL_SECONDS: Final = 120
+"""How long a metered or balance-paid stream may give nothing, by default (H06)."""
 KEPT_SECONDS: Final = 3600
 """How long a kept answer can be replayed."""
 CHALLENGE_SECONDS: Final = 300

@@ -9,23 +9,37 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from ..errors import PaymentRefused, ServerError
-from ..model import Claim, SettlementResponse
+from ..model import Claim, Hold, Json, SettlementResponse
 from ..paywall.challenge import Challenge
-from ..protocols.encoding import dump_json
+from ..paywall.sale import Charged, Sale
+from ..protocols.encoding import b64encode, dump_json
+from ..protocols.siwx import PROOF_HEADERS
 from ..protocols.x402 import EXPOSED_HEADERS, PAYMENT_HEADERS, encode_header, receipt_header, settlement_json
 
-__all__ = ["Answer", "Headers", "challenge", "problem", "receipt_headers", "replay", "with_common"]
+__all__ = [
+    "Answer",
+    "Headers",
+    "challenge",
+    "problem",
+    "receipt_headers",
+    "replay",
+    "sale_headers",
+    "sign_in",
+    "with_common",
+]
 
 Headers = list[tuple[bytes, bytes]]
 
 EXPOSED: Final = ", ".join(EXPOSED_HEADERS).encode()
-VARY: Final = ", ".join(sorted(name.decode() for name in PAYMENT_HEADERS)).encode()
+VARY: Final = ", ".join(sorted(name.decode() for name in (*PAYMENT_HEADERS, *PROOF_HEADERS))).encode()
 COMMON: Final[Headers] = [
     (b"cache-control", b"no-store"),
     (b"vary", VARY),
     (b"access-control-expose-headers", EXPOSED),
 ]
 _JSON: Final = (b"content-type", b"application/json")
+EXTENSION: Final = "x402kit"
+"""The key under which a receipt's ``extensions`` say what a call cost (amounts as text, atomic units)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +67,19 @@ def challenge(made: Challenge, error: PaymentRefused | None = None) -> Answer:
     return Answer(402, headers, made.body)
 
 
-def problem(error: ServerError, claim: Claim | None = None) -> Answer:
+def sign_in(text: str) -> Answer:
+    """402 without offers: a wallet proof is all that is wanted. ``text`` is its challenge, empty where none is made."""
+    extensions = f'"sign-in-with-x":{text}' if text else ""
+    header = f'{{"x402Version":2,"error":"sign_in_required","accepts":[],"extensions":{{{extensions}}}}}'
+    made = b64encode(header.encode("ascii")).encode("ascii")
+    return Answer(402, [_JSON, *COMMON, (b"payment-required", made)], header.encode("ascii"))
+
+
+def problem(error: ServerError, sale: Sale | None = None) -> Answer:
     """Any other error, as a problem document (RFC 9457); ``Payment-Outcome: unknown`` where money may have moved.
 
-    ``claim`` is set when the payment is settled: then its receipt goes with the error, and the payment stays good.
+    ``sale`` is set when its payment is settled: then its receipt goes with the error, and the payment stays good. What
+    was held on a balance has gone back to it.
     """
     document = {
         "type": "about:blank",
@@ -74,18 +97,37 @@ def problem(error: ServerError, claim: Claim | None = None) -> Answer:
         headers.append((b"payment-outcome", b"unknown"))
     if error.retry_after is not None:
         headers.append((b"retry-after", str(error.retry_after).encode()))
-    if claim is not None:
-        headers += [*receipt_headers(claim, 2), (b"payment-outcome", b"settled-unserved")]
+    if sale is not None and sale.source == "payment":
+        headers += [*sale_headers(sale, None), (b"payment-outcome", b"settled-unserved")]
     return Answer(error.status, headers, dump_json(document))
 
 
-def receipt_headers(claim: Claim, x402_version: int) -> Headers:
+def receipt_headers(receipt: SettlementResponse, x402_version: int, extensions: Json | None = None) -> Headers:
     """PAYMENT-RESPONSE, and X-PAYMENT-RESPONSE for a client of v1."""
-    terms = (claim.network, claim.reference, claim.payer, claim.amount)
-    headers: Headers = [(b"payment-response", receipt_header(*terms))]
+    terms = (receipt.network, receipt.transaction, receipt.payer, receipt.amount or 0)
+    if extensions:
+        text = encode_header({**settlement_json(receipt), "extensions": extensions}).encode()
+    else:
+        text = receipt_header(*terms)
+    headers: Headers = [(b"payment-response", text)]
     if x402_version == 1:
         headers.append((b"x-payment-response", receipt_header(*terms, v1=True)))
     return headers
+
+
+def sale_headers(sale: Sale, outcome: Charged | None) -> Headers:
+    """The receipt of a sale. Where more is to be said than what was paid, it says what the call cost of it, and what
+    became of the rest: ``charged`` is missing while that is not known, as at the head of a stream.
+    """
+    receipt, version = sale.receipt, sale.x402_version
+    if sale.source == "payment" and (outcome is None or outcome.charged == sale.amount):
+        return receipt_headers(receipt, version)
+    said = {"source": sale.source, "reserved": str(sale.amount)}
+    if outcome is not None:
+        said |= {"charged": str(outcome.charged), "returned": str(outcome.returned)}
+        if sale.source == "balance":
+            receipt = receipt._replace(amount=outcome.charged)
+    return receipt_headers(receipt, version, {EXTENSION: said})
 
 
 def with_common(given: Iterable[tuple[bytes, bytes]], ours: Collection[bytes]) -> Headers:
@@ -119,14 +161,17 @@ def _unpack_headers(packed: bytes) -> Headers:
 _DROPPED: Final = frozenset((b"content-length", b"transfer-encoding", b"date", b"connection"))
 
 
-def replay(claim: Claim, x402_version: int) -> Answer:
+def replay(kept: Claim | Hold, receipt: SettlementResponse | None, x402_version: int = 2) -> Answer:
     """200 replay: the stored answer again, or, when it is no longer kept, a word about it. The handler does not run."""
-    headers = [pair for pair in _unpack_headers(claim.headers) if pair[0].lower() not in _DROPPED]
-    status, body = claim.status, claim.body
+    headers = [pair for pair in _unpack_headers(kept.headers) if pair[0].lower() not in _DROPPED]
+    status, body = kept.status, kept.body
     if body is None:
         status, headers = 200, [_JSON, *COMMON]
-        body = dump_json({"replayed": True, "detail": "This payment was served; its answer is no longer kept."})
+        detail = "This call was served; its answer is no longer kept."
+        if kept.state == "credited":
+            detail = "This payment was never served; its value is on the payer's balance."
+        body = dump_json({"replayed": True, "detail": detail})
     headers.append((b"payment-replayed", b"true"))
-    if not any(name == b"payment-response" for name, _ in headers):
-        headers += receipt_headers(claim, x402_version)
+    if receipt is not None and not any(name == b"payment-response" for name, _ in headers):
+        headers += receipt_headers(receipt, x402_version)
     return Answer(status, headers, body)

@@ -16,7 +16,14 @@ from ..protocols.x402 import EXPOSED_HEADERS, PAYMENT_SIGNATURE, V1_PAYMENT
 __all__ = ["ANSWER", "find_cors"]
 
 ANSWER: Final = "x402kit.answer"
-_REQUEST_HEADERS: Final = (PAYMENT_SIGNATURE, V1_PAYMENT, "X-402-Payment")
+_REQUEST_HEADERS: Final = (
+    PAYMENT_SIGNATURE,
+    V1_PAYMENT,
+    "X-402-Payment",
+    "SIGN-IN-WITH-X",
+    "X-Sign-In-With-X",
+    "Idempotency-Key",
+)
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp
 
-from ..errors import ConfigError
-from ..ledger.port import ClaimStore
+from ..errors import ConfigError, HoldEnded
+from ..ledger.port import Store
 from ..ledger.sqlite import SQLiteStore
+from ..model import Account, Claim, Entry, Hold
+from ..money import Usd, usd
 from ..networks.assets import TESTNETS
 from ..networks.port import Rail
 from ..paywall.admission import Admissions
+from ..paywall.balances import Balances
 from ..paywall.binding import Quotes
 from ..paywall.challenge import Challenges
+from ..paywall.proofs import Proofs, Proven, wallets_of
 from ..paywall.resource import Resource
 from ..paywall.settlement import Settler
 from ..pricing import PriceLike, price_of
+from . import answers
+from .answers import Answer
 from .gate import Gate
 from .marks import PriceDependency, mark
 from .routes import Routes, Rule
+from .wallet import WalletService
 
 __all__ = ["Paywall"]
 
@@ -35,22 +43,25 @@ class Paywall:
 
     ``accepts`` are the rails, the preferred one first. ``ledger`` is a file, ``":memory:"`` for one process alone, or a
     store. ``origin`` is the public origin, such as ``https://api.example.com``; payments are bound to it, so set it in
-    production. ``secret`` (16 bytes or more; several while one is rotated) signs quotes; without one the ledger makes
-    its own, which all processes of that ledger share. Nothing is opened or connected before the app starts.
+    production. ``service`` is the name that stands in wallet proofs. ``secret`` (16 bytes or more; several while one is
+    rotated) signs quotes; without one the ledger makes its own, which all processes of that ledger share. Nothing is
+    opened or connected before the app starts.
 
     Raises ``ConfigError`` for a set-up that can't work.
     """
 
-    store: ClaimStore
+    store: Store
     challenges: Challenges
     admissions: Admissions
+    balances: Balances
 
     def __init__(
         self,
         accepts: Sequence[Rail],
-        ledger: str | os.PathLike[str] | ClaimStore = "payments.db",
+        ledger: str | os.PathLike[str] | Store = "payments.db",
         *,
         origin: str = "",
+        service: str = "x402kit",
         secret: bytes | str | Sequence[bytes] | None = None,
         strict: bool = True,
         drain_seconds: float = 10,
@@ -64,6 +75,7 @@ class Paywall:
         self.rails = tuple(accepts)
         self.store = SQLiteStore(ledger) if isinstance(ledger, str | os.PathLike) else ledger
         self.origin = _origin(origin)
+        self.service = service
         self._secrets = _secrets(secret)
         self._strict = strict
         self._drain_seconds = drain_seconds
@@ -135,11 +147,67 @@ class Paywall:
                 await rail.start()
             secrets = self._secrets or (await self.store.secret(),)
             self.challenges = Challenges(self.rails, Quotes(*secrets))
+            self.balances = self._balances(secrets)
             self.admissions = Admissions(self.store, self.challenges, self._settler)
             await self._settler.start()
         except BaseException:
             await self._shut()
             raise
+
+    def _balances(self, secrets: Sequence[bytes]) -> Balances:
+        assets = {rail.network: rail.asset for rail in reversed(self.rails)}
+        proofs = Proofs(
+            *secrets,
+            service=self.service,
+            origin=self.origin,
+            networks=list(assets),
+            contract_wallets=wallets_of(self.rails),
+        )
+        return Balances(self.store, proofs, assets)
+
+    def wallet_service(self, *, minimum: str = "$1", maximum: str = "$1000", withdraw: bool = False) -> WalletService:
+        """Top-ups, balances and transactions, to be mounted: ``Mount("/v1/x402", paywall.wallet_service())``.
+
+        ``minimum`` and ``maximum`` of one top-up; ``withdraw`` lets a payer have the unused balance back, which needs a
+        rail whose settlement wallet is the recipient of payments. Raises ``ConfigError``.
+        """
+        made = WalletService(self, minimum=minimum, maximum=maximum, withdraw=withdraw)
+        self._marks.append(made.resource)
+        return made
+
+    def sign_in(self, url: str) -> Answer:
+        """402 without offers: a place that takes a wallet proof alone."""
+        text = self.balances.proofs.challenge_text(int(time.time()), self.origin + url)
+        return answers.sign_in(text)
+
+    async def withdraw(self, proven: Proven, amount: int | None) -> Claim:
+        """Send balance back to its wallet."""
+        raise ConfigError("not yet")
+
+    async def finish(self, job: str, cost: str | Usd) -> Entry:
+        """A job has ended and cost so much: charged from what its call reserved, the rest goes back to the payer.
+
+        Raises ``HoldEnded`` when it was ended before, or its time was over: nothing moves then.
+        """
+        hold = await self._job(job)
+        units = (usd(cost) if isinstance(cost, str) else cost).atomic(self._decimals_of(hold))
+        return await self.store.capture(hold.id, units)
+
+    async def void(self, job: str) -> Entry:
+        """A job failed: all of its reserve goes back to the payer. Raises ``HoldEnded``."""
+        return await self.store.void(job)
+
+    async def _job(self, job: str) -> Hold:
+        hold = await self.store.hold(job)
+        if hold is None:
+            raise HoldEnded("no_such_hold")
+        return hold
+
+    def _decimals_of(self, hold: Hold) -> int:
+        for rail in self.rails:
+            if Account.of(rail.network, rail.asset.address, "").asset == hold.asset:
+                return rail.asset.decimals
+        return 6
 
     async def _shut(self) -> None:
         for rail in self.rails:
@@ -162,13 +230,13 @@ class Paywall:
 
 def _resource(name: str, price: Any, options: Mapping[str, Any]) -> Resource:
     options = dict(options)
-    needs_body = options.pop("needs_body", None)
+    needs_body, metered = options.pop("needs_body", None), options.pop("metered", False)
     names = options.get("headers", ())
     if isinstance(names, str):
         raise ConfigError(f"{name}: headers is a list of names")
     options["headers"] = tuple(sorted({header.lower() for header in names}))
     try:
-        return Resource(name, price_of(price, needs_body=needs_body), **options)
+        return Resource(name, price_of(price, needs_body=needs_body, metered=metered), **options)
     except TypeError as e:
         raise ConfigError(f"{name}: {e}") from e
 

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 from starlette.routing import BaseRoute, Host, Match, Mount, Router
@@ -23,9 +23,10 @@ from ..errors import BadRequest, UnmatchedRule
 from ..paywall.resource import Resource
 from .marks import resources_of
 
-__all__ = ["Found", "Routes", "Rule"]
+__all__ = ["Found", "Routes", "Rule", "find_mounted"]
 
 log = logging.getLogger("x402kit.gate")
+M = TypeVar("M")
 
 _CACHE_MAX: Final = 4096
 _KEY_MAX: Final = 512
@@ -130,6 +131,19 @@ def _flat(router: Any) -> list[Any]:
     fastapi = sys.modules.get("fastapi.routing")
     contexts = getattr(fastapi, "iter_route_contexts", None)
     return list(contexts(router.routes)) if contexts else list(router.routes)
+
+
+def find_mounted(app: Any, kind: type[M], prefix: str = "") -> Iterator[tuple[str, M]]:
+    """The apps of a kind that are mounted in ``app``, with their paths; mounts with parameters are passed over."""
+    router = _inner(app)
+    for route in _flat(router) if router is not None else ():
+        if not isinstance(route, Mount) or "{" in route.path:
+            continue
+        path = prefix + route.path
+        if isinstance(route.app, kind):
+            yield path, route.app
+        else:
+            yield from find_mounted(route.app, kind, path)
 
 
 def _known(route: Any) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..errors import BadRequest, PaymentRefused
-from ..model import CHALLENGE_SECONDS, Json, PaymentPayload, PaymentRequirements
+from ..model import CHALLENGE_SECONDS, Claim, Json, PaymentPayload, PaymentRequirements
 from ..money import MAX_AMOUNT, Usd, format_units
 from ..networks.port import Rail
 from ..protocols.encoding import b64encode
@@ -80,6 +80,7 @@ class Challenges:
 
     def __init__(self, rails: Sequence[Rail], quotes: Quotes) -> None:
         self._terms = [_Terms(rail) for rail in rails]
+        self._decimals = {(r.network, r.asset.address.lower()): r.asset.decimals for r in rails}
         self._quotes = quotes
 
     def issue(
@@ -92,8 +93,12 @@ class Challenges:
         *,
         description: str = "",
         error: str,
+        sign_in: str = "",
+        network: str = "",
     ) -> Challenge:
-        """Offers for one quote. Nothing is stored."""
+        """Offers for one quote, with a wallet proof's challenge as JSON text; ``network``: on that one alone. Nothing
+        is stored.
+        """
         bound = binding.fingerprint()
         expiry = now + CHALLENGE_SECONDS
         v2: list[str] = []
@@ -101,6 +106,8 @@ class Challenges:
         about = f'"description":{_text(description or resource.description)},"mimeType":{_text(resource.mime_type)}'
         place = _text(url)
         for terms in self._terms:
+            if network and terms.rail.network != network:
+                continue
             surcharge = terms.rail.surcharge()
             decimals = terms.rail.asset.decimals
             amount = _amount(ceiling, decimals, surcharge)
@@ -114,9 +121,15 @@ class Challenges:
                     f'{terms.v1_head}{seconds},"maxAmountRequired":"{amount}","resource":{place},{about},{extra}}}}}'
                 )
         reason = _text(error)
-        header = f'{{"x402Version":2,"error":{reason},"resource":{{"url":{place},{about}}},"accepts":[{",".join(v2)}]}}'
+        proofs = f',"extensions":{{"sign-in-with-x":{sign_in}}}' if sign_in else ""
+        head = f'{{"x402Version":2,"error":{reason},"resource":{{"url":{place},{about}}}'
+        header = f'{head},"accepts":[{",".join(v2)}]{proofs}}}'
         body = f'{{"x402Version":1,"error":{reason},"accepts":[{",".join(v1)}]}}'
         return Challenge(b64encode(header.encode("ascii")).encode("ascii"), body.encode("ascii"))
+
+    def decimals(self, claim: Claim) -> int:
+        """Of the asset that a claim was paid in."""
+        return self._decimals.get((claim.network, claim.asset.lower()), 6)
 
     def candidates(self, payment: PaymentPayload) -> list[tuple[Rail, PaymentRequirements]]:
         """The rails that a payment may be for, by what it names; amounts are not looked at. Empty: none of ours

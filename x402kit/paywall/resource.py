@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from ..model import BODY_MAX, BODY_SECONDS, KEPT_BODY_MAX
+from ..ledger.port import Overage
+from ..model import BODY_MAX, BODY_SECONDS, KEPT_BODY_MAX, STALL_SECONDS
 from ..pricing import Price
 
 __all__ = ["Resource", "below_400"]
@@ -22,6 +23,10 @@ class Resource:
     """``id`` names it in logs, claims and quotes. ``settle="after"`` serves first and is never used for streams.
 
     ``headers`` are the names of those that the price reads, in lower case: a payment is bound to their values (I10).
+    ``overage`` is for a balance call that cost more than its hold (E04). A stream that gives nothing for
+    ``stall_seconds`` is ended (H06). ``report_usage`` puts the bill into the answer's ``usage.<service>``;
+    ``ask_usage`` asks an OpenAI-shaped upstream to state a stream's usage. ``credits``: the payment becomes balance (a
+    top-up), and ``canonical`` is what of the body binds it.
     """
 
     id: str
@@ -37,3 +42,13 @@ class Resource:
     keep_bytes: int = KEPT_BODY_MAX
     cache_control: str = "private, no-store"
     headers: tuple[str, ...] = ()
+    overage: Overage = "clamp"
+    stall_seconds: float = STALL_SECONDS
+    report_usage: bool = False
+    ask_usage: bool = False
+    credits: bool = False
+    canonical: Callable[[bytes], bytes] | None = None
+    metered: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metered", getattr(self.price, "metered", True))

@@ -65,6 +65,7 @@ EXPOSED_HEADERS: Final = (
     V1_PAYMENT_RESPONSE,
     "Payment-Outcome",
     "Payment-Replayed",
+    "X-Balance-Remaining",
     "Retry-After",
 )
 """What a browser's script must be let see (K08)."""

@@ -1,0 +1,175 @@
+"""At the door: what a request for a priced route shows, and what it is told or given for it.
+
+No credential: the challenge, for which nothing is stored. A payment: admission (paywall/admission.py). A wallet proof:
+a reserve on its balance (paywall/balances.py). Two of them: 400. Every refusal is a typed error with the status of the
+contract (docs/concepts.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from starlette.types import Receive
+
+from ..errors import InsufficientBalance, MalformedPayment, OutcomeUnknown, PaymentRefused, PaymentUsed, ServerError
+from ..ledger.port import Store
+from ..model import Claim, Hold
+from ..paywall.admission import Admission, Admissions
+from ..paywall.balances import Balances, idempotency_key
+from ..paywall.binding import Binding
+from ..paywall.challenge import Challenge, Challenges
+from ..paywall.sale import BalanceSale, PaymentSale, Sale
+from ..protocols.siwx import find_proof
+from ..protocols.x402 import find_payment
+from . import answers
+from .answers import Answer
+from .body import body_digest, read_body
+from .request import PricedRequest
+from .wallet import WalletService
+
+__all__ = ["Door", "Till"]
+
+log = logging.getLogger("x402kit.gate")
+
+
+class Till(Protocol):
+    """What the gate needs of the paywall that it belongs to."""
+
+    origin: str
+    service: str
+    store: Store
+    challenges: Challenges
+    admissions: Admissions
+    balances: Balances
+    running: bool
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Door:
+    """Decides on requests for one gate."""
+
+    def __init__(self, till: Till) -> None:
+        self._till = till
+        self._wallet: WalletService | None = None
+        self._wallet_path = ""
+
+    def set_services(self, services: Mapping[str, WalletService]) -> None:
+        """The wallet services of the app and their paths; the first one is where a balance is topped up."""
+        self._wallet_path, self._wallet = next(iter(services.items()), ("", None))
+
+    async def failed(self, request: PricedRequest, error: Exception) -> Answer:
+        """The answer to a request that was not admitted. Raises nothing."""
+        try:
+            if isinstance(error, ServerError):
+                return await self.refusal(request, error)
+        except Exception as e:  # noqa: BLE001  # the ASGI edge: a fault of the price
+            error = e
+        log.error("the gate failed on %s", request.resource.id, exc_info=error)
+        # A payment that was shown may have moved; while a price is worked out nothing of it has been used.
+        unsure = request.shown and not request.pricing
+        return answers.problem(OutcomeUnknown("internal_error") if unsure else ServerError())
+
+    async def admit(self, request: PricedRequest, receive: Receive) -> Answer | Sale | Admission:
+        """The gate's own answer; or the right to be served; or a payment that becomes balance."""
+        resource, headers = request.resource, request.scope["headers"]
+        raw = find_payment(headers)
+        proof = None if resource.credits else find_proof(headers)
+        if raw is not None and proof is not None:
+            raise MalformedPayment("two_ways_of_paying")
+        if resource.price.needs_body:
+            request.body = await read_body(receive, resource.body_limit, resource.body_seconds)
+        if proof is not None:
+            return await self._admit_balance(request, receive, proof)
+        if raw is None:
+            return await self._challenge(request, None)
+        if resource.metered:
+            await request.quote()  # what the call costs must be known before anything is settled for it
+        request.shown = True
+        till = self._till
+        admission = await till.admissions.admit(resource, request.binding(), raw, request.ceiling, request.caller)
+        if resource.credits:
+            return admission
+        if admission.replay:
+            claim = admission.claim
+            await self._check_body(claim, claim.reference, request, receive)
+            return answers.replay(claim, admission.receipt, admission.x402_version)
+        return PaymentSale(admission, till.admissions, till.store, till.challenges.decimals(admission.claim))
+
+    async def _admit_balance(self, request: PricedRequest, receive: Receive, proof: bytes) -> Answer | Sale:
+        quoted = await request.quote()
+        key = idempotency_key(request.scope["headers"])
+        bound = request.binding().fingerprint()
+        admitted = await self._till.balances.admit(request.resource, bound, proof, quoted.ceiling, key)
+        if isinstance(admitted, BalanceSale):
+            return admitted
+        hold = admitted.hold
+        await self._check_body(hold, hold.request_id, request, receive)
+        return answers.replay(hold, None)
+
+    async def _check_body(self, kept: Claim | Hold, reference: str, request: PricedRequest, receive: Receive) -> None:
+        """Before a stored answer is given again, where the price did not read the body (C05)."""
+        resource = request.resource
+        if not kept.body_digest or resource.price.needs_body:
+            return
+        if await body_digest(receive, resource.body_seconds) != kept.body_digest:
+            raise PaymentUsed("payment_used", reference=reference)
+
+    async def _challenge(self, request: PricedRequest, error: PaymentRefused | None) -> Answer:
+        now, place = int(time.time()), self._service_at(request)
+        proofs = self._till.balances.proofs if place else None
+        if isinstance(error, InsufficientBalance) and place:
+            made = self._top_up(request, error, place, now)
+            return answers.challenge(made, None)
+        quoted = await request.quote()
+        url = request.url()
+        made = self._till.challenges.issue(
+            request.resource,
+            request.binding(),
+            quoted.ceiling,
+            url,
+            now,
+            description=quoted.description,
+            error=error.reason if error else "Payment required",
+            sign_in=proofs.challenge_text(now, url) if proofs and not request.resource.credits else "",
+        )
+        return answers.challenge(made, error)
+
+    def _top_up(self, request: PricedRequest, error: InsufficientBalance, place: str, now: int) -> Challenge:
+        """The offer of what is missing on a balance, to be paid at the wallet service; and a proof's challenge."""
+        assert self._wallet is not None
+        till, network = self._till, error.account_network
+        price, resource = self._wallet.price, self._wallet.resource
+        amount = price.at_least(error.needed - error.available, till.balances.assets[network].decimals)
+        path = f"{place}/top-up"
+        digest = hashlib.sha256(price.words(amount)).digest()
+        binding = Binding("POST", till.origin, path, b"", resource.id, digest)
+        return till.challenges.issue(
+            resource,
+            binding,
+            amount,
+            request.origin + path,
+            now,
+            error=error.reason,
+            sign_in=till.balances.proofs.challenge_text(now, request.url()),
+            network=network,
+        )
+
+    def _service_at(self, request: PricedRequest) -> str:
+        """The path at which the wallet service stands; empty without one."""
+        if self._wallet is None:
+            return ""
+        return f"{request.scope.get('root_path', '')}{self._wallet_path}"
+
+    async def refusal(self, request: PricedRequest, error: ServerError) -> Answer:
+        if not isinstance(error, PaymentRefused):
+            return answers.problem(error)
+        try:
+            return await self._challenge(request, error)
+        except ServerError as e:
+            return answers.problem(e)

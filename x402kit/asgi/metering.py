@@ -1,0 +1,123 @@
+"""What one answer used and what that costs; and the bill in it, where the seller asks for one.
+
+The app's own word (``PaidCall.report``) counts before what the answer states. How the answer ended decides the rest:
+pricing/charge.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Final
+
+from starlette.types import Message
+
+from ..money import format_units
+from ..paywall.sale import Charged, Sale
+from ..pricing import Delivered, End, Quote, charge
+from ..protocols.encoding import dump_json
+from .call import PaidCall
+from .inject import Holding, inject
+from .usage import UsageReader, reader_for
+
+__all__ = ["Metering"]
+
+_NOTHING: Final = Delivered()
+_CALLERS: Final = (End.COMPLETE, End.LEFT_MIDWAY)
+
+
+class Metering:
+    """Of one sale. ``quote`` is None for a payment of a fixed price, which is not priced again.
+
+    ``service`` is the name under ``usage`` at which the bill stands; empty for none.
+    """
+
+    __slots__ = ("_holding", "_is_json", "_is_stream", "_quote", "_reader", "_sale", "_service", "active", "paid")
+
+    def __init__(self, sale: Sale, paid: PaidCall, quote: Quote | None, service: str) -> None:
+        self.paid = paid
+        self.active = bool(service) or (quote is not None and quote.meter is not None)
+        """Whether the body is looked at."""
+        self._sale = sale
+        self._quote = quote
+        self._service = service
+        self._reader: UsageReader | None = None
+        self._holding: Holding | None = None
+        self._is_stream = self._is_json = False
+
+    def begin(self, message: Message) -> None:
+        """The answer's head."""
+        headers = message.get("headers", ())
+        kind = _header(headers, b"content-type").partition(b";")[0].strip().lower()
+        encoding = _header(headers, b"content-encoding")
+        self._is_stream = kind == b"text/event-stream"
+        self._is_json = kind == b"application/json" and not encoding
+        self._reader = reader_for(kind, message["status"], encoding=encoding)
+        if self._service and self._is_stream and not encoding:
+            self._holding = Holding(self._service)
+
+    def feed(self, body: bytes) -> bytes:
+        """A part of the body; what of it may go out now."""
+        if self._reader is not None:
+            self._reader.feed(body)
+        return body if self._holding is None else self._holding.split(body)
+
+    def cost(self, end: End) -> int | None:
+        """In atomic units, rounded up; None for all of a fixed price."""
+        paid, quote = self.paid, self._quote
+        decimals = self._sale.decimals
+        if paid.cost is not None and end not in (End.UNCHARGED, End.FAILED_BEFORE):
+            return paid.cost.atomic(decimals)
+        if quote is None:
+            return None if end in _CALLERS else 0
+        usage, delivered = paid.usage, _NOTHING
+        if self._reader is not None:
+            usage = usage or self._reader.usage()
+            delivered = self._reader.delivered
+        return charge(end, usage, delivered, quote).atomic(decimals)
+
+    def kept(self, expected: Charged, body: bytes | None) -> bytes | None:
+        """The copy that is kept, with its bill; the balance after it is not known yet."""
+        if body is None or not self._service:
+            return body
+        if self._holding is not None:
+            return body + copy.deepcopy(self._holding).release(self._bill(expected))
+        return inject(body, self._service, self._bill(expected)) if self._is_json else body
+
+    def bill(self, outcome: Charged | None, message: Message, *, whole: bool) -> Message:
+        """The last part, with the bill in it. ``whole``: it is the whole body."""
+        if not self._service:
+            return message
+        body: bytes = message.get("body", b"")
+        bill = None if outcome is None else self._bill(outcome)
+        if self._holding is not None:
+            return {**message, "body": body + self._holding.release(bill)}
+        if bill is not None and whole and self._is_json:
+            return {**message, "body": inject(body, self._service, bill)}
+        return message
+
+    def last_words(self, outcome: Charged | None) -> bytes:
+        """Of a stream that its handler broke off: an event that says so, and what was charged (H07)."""
+        if not self._is_stream:
+            return b""
+        said: dict[str, Any] = {"message": "The answer broke off.", "type": "server_error", "code": "stream_failed"}
+        if outcome is not None:
+            said["billing"] = self._bill(outcome)
+        return b"\n\nevent: error\ndata: " + dump_json({"error": said}) + b"\n\n"
+
+    def _bill(self, outcome: Charged) -> dict[str, str]:
+        decimals = self._sale.decimals
+        made = {
+            "billing_source": self._sale.source,
+            "request_id": self.paid.request_id,
+            "reserved_usdc": format_units(outcome.amount, decimals),
+            "charged_usdc": format_units(outcome.charged, decimals),
+            "refunded_usdc": format_units(outcome.returned, decimals),
+        }
+        if outcome.balance is not None:
+            made["wallet_balance_after_usdc"] = format_units(outcome.balance, decimals)
+        return made
+
+
+def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    return next((bytes(value) for key, value in headers if bytes(key).lower() == name), b"")

@@ -1,0 +1,308 @@
+"""A sale: the right of one admitted request to be served once, and the one way in which it ends.
+
+    a payment (claim)                          from the balance (hold)
+    serve     what it cost is earned, the rest becomes balance, the answer is kept
+              serve the claim                    capture the hold
+    release   nothing was served
+              the payment stays good             void the hold: all of it goes back
+    defer     a job goes on after its request, and its end says what it cost
+              the claim becomes a hold           the hold loses its lease, not its deadline
+
+Each is one transaction of the store (I1); of two that race one wins, and the other is told ``SaleLost``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import HoldEnded, ServerError
+from ..ledger.port import Overage, Store
+from ..model import Account, Claim, Hold, SettlementResponse
+from ..money import Asset
+from .admission import Admission, Admissions, receipt_of
+
+__all__ = ["BalanceSale", "Charged", "PaymentSale", "Sale", "SaleLost"]
+
+log = logging.getLogger("x402kit.gate")
+
+
+class SaleLost(Exception):  # not an answer: the gate decides what the caller is told
+    """Another attempt has this sale by now, or it ended before. Nothing was written."""
+
+
+class Charged(NamedTuple):
+    """How a sale ended, in atomic units of its asset: ``charged`` of ``amount``; the rest is ``returned``.
+
+    ``balance`` is what the payer has available after it; None where that was not looked at.
+    """
+
+    amount: int
+    charged: int
+    balance: int | None = None
+
+    @property
+    def returned(self) -> int:
+        return max(self.amount - self.charged, 0)
+
+
+class Sale(Protocol):
+    """What the gate knows of it, however it is paid."""
+
+    @property
+    def id(self) -> str:
+        """Of the claim or hold, for logs."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """``payment`` or ``balance``."""
+        ...
+
+    @property
+    def account(self) -> Account:
+        """The payer's, where unused money goes."""
+        ...
+
+    @property
+    def amount(self) -> int:
+        """The most that the call may cost, in atomic units: paid, or held."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Whether the money is here; not yet with ``settle="after"``."""
+        ...
+
+    @property
+    def receipt(self) -> SettlementResponse:
+        """Of the payment; of a balance call without a transaction."""
+        ...
+
+    @property
+    def x402_version(self) -> int: ...
+
+    @property
+    def reference(self) -> str: ...
+
+    @property
+    def keeps_answer(self) -> bool:
+        """Whether the answer is stored, to be given again."""
+        ...
+
+    @property
+    def asset(self) -> str:
+        """As it is spelled in offers."""
+        ...
+
+    @property
+    def decimals(self) -> int: ...
+
+    @property
+    def job(self) -> str:
+        """The id of the hold that ``defer`` leaves."""
+        ...
+
+    async def settle(self) -> None:
+        """Move the money of a request that was served first. Raises as settling first does."""
+        ...
+
+    async def serve(self, cost: int | None, **answer: Any) -> Charged:
+        """Served: ``cost`` in atomic units, None for all of it; ``answer`` are the store's columns of the kept copy.
+
+        Raises ``SaleLost``, and ``RailUnavailable`` when it can't be written down.
+        """
+        ...
+
+    async def release(self, reason: str = "not_served") -> Charged | None:
+        """Not served. Raises nothing: what can't be written now ends with its lease."""
+        ...
+
+    async def defer(self, deadline: int, request_id: str, **answer: Any) -> None:
+        """The answer goes out and the job goes on: the hold ``job`` waits for its end. Raises as ``serve``."""
+        ...
+
+    async def remaining(self) -> int:
+        """What the payer has available now."""
+        ...
+
+
+class PaymentSale:
+    """Paid for directly: a claim that we own."""
+
+    source = "payment"
+    keeps_answer = True
+
+    def __init__(self, admission: Admission, admissions: Admissions, store: Store, decimals: int) -> None:
+        self.decimals = decimals
+        self._admission = admission
+        self._admissions = admissions
+        self._store = store
+        self.x402_version = admission.x402_version
+
+    @property
+    def claim(self) -> Claim:
+        return self._admission.claim
+
+    @property
+    def id(self) -> str:
+        return self._admission.claim.payment_id
+
+    @property
+    def asset(self) -> str:
+        return self._admission.claim.asset
+
+    @property
+    def job(self) -> str:
+        return f"job:{self._admission.claim.payment_id}"
+
+    @property
+    def account(self) -> Account:
+        claim = self._admission.claim
+        return Account.of(claim.network, claim.asset, claim.payer)
+
+    @property
+    def amount(self) -> int:
+        return self._admission.claim.amount
+
+    @property
+    def settled(self) -> bool:
+        return self._admission.claim.state == "settled"
+
+    @property
+    def receipt(self) -> SettlementResponse:
+        return receipt_of(self._admission.claim)
+
+    @property
+    def reference(self) -> str:
+        return self._admission.claim.reference
+
+    async def settle(self) -> None:
+        await self._admissions.finish(self._admission)
+
+    async def serve(self, cost: int | None, **answer: Any) -> Charged:
+        claim = self._admission.claim
+        charged = claim.amount if cost is None else min(cost, claim.amount)
+        if not await self._store.move(claim.payment_id, "serve", claim.owner, captured=charged, **answer):
+            raise SaleLost
+        balance = await self.remaining() if charged < claim.amount else None
+        return Charged(claim.amount, charged, balance)
+
+    async def release(self, reason: str = "not_served") -> Charged | None:
+        claim = self._admission.claim
+        try:
+            # settle="after": unless the settlement began, when only the chain can say, the payment was not used.
+            dropped = claim.state == "claimed" and await self._store.move(
+                claim.payment_id, "drop", claim.owner, reason=reason
+            )
+            if not dropped:
+                await self._store.release(claim.payment_id, claim.owner)
+        except ServerError:
+            log.warning("the lease of %s could not be given back; it ends by itself", claim.payment_id)
+        return None
+
+    async def defer(self, deadline: int, request_id: str, **answer: Any) -> None:
+        claim = self._admission.claim
+        account = self.account
+        hold = Hold(
+            self.job,
+            account.owner,
+            account.asset,
+            claim.amount,
+            holder="",
+            created_at=answer["served_at"],
+            deadline=deadline,
+            resource=claim.resource,
+            request_id=request_id,
+        )
+        if not await self._store.serve_held(claim.payment_id, claim.owner, hold, **answer):
+            raise SaleLost
+
+    async def remaining(self) -> int:
+        return (await self._store.balance(self.account)).available
+
+
+class BalanceSale:
+    """Paid for from the balance: a hold that we keep alive."""
+
+    source = "balance"
+    settled = True
+    x402_version = 2
+    reference = ""
+
+    def __init__(
+        self,
+        hold: Hold,
+        store: Store,
+        *,
+        network: str,
+        wallet: str,
+        asset: Asset,
+        keep: bool,
+        overage: Overage,
+    ) -> None:
+        self.hold = hold
+        self.asset = asset.address
+        self.decimals = asset.decimals
+        self.keeps_answer = keep
+        self._store = store
+        self._network = network
+        self._wallet = wallet
+        self._overage: Overage = overage
+
+    @property
+    def id(self) -> str:
+        return self.hold.id
+
+    @property
+    def job(self) -> str:
+        return self.hold.id
+
+    @property
+    def account(self) -> Account:
+        return self.hold.account
+
+    @property
+    def amount(self) -> int:
+        return self.hold.amount
+
+    @property
+    def receipt(self) -> SettlementResponse:
+        return SettlementResponse(True, self._network, "", self._wallet, self.hold.amount)
+
+    async def settle(self) -> None:
+        """A reserve is there before anything runs."""
+
+    async def serve(self, cost: int | None, **answer: Any) -> Charged:
+        hold = self.hold
+        cost = hold.amount if cost is None else cost
+        kept = _hold_columns(answer) if self.keeps_answer else {}
+        try:
+            entry = await self._store.capture(hold.id, cost, holder=hold.holder, overage=self._overage, **kept)
+        except HoldEnded as e:
+            raise SaleLost(e.reason) from e
+        return Charged(hold.amount, entry.revenue, entry.balance)
+
+    async def release(self, reason: str = "not_served") -> Charged | None:
+        hold = self.hold
+        try:
+            entry = await self._store.void(hold.id, holder=hold.holder)
+        except HoldEnded:
+            return None
+        except ServerError:
+            log.warning("the hold %s could not be voided; it expires by itself", hold.id)
+            return None
+        return Charged(hold.amount, 0, entry.balance)
+
+    async def defer(self, deadline: int, request_id: str, **answer: Any) -> None:
+        hold = self.hold
+        if not await self._store.defer_hold(hold.id, hold.holder, deadline):
+            raise SaleLost
+
+    async def remaining(self) -> int:
+        return (await self._store.balance(self.account)).available
+
+
+def _hold_columns(answer: dict[str, Any]) -> dict[str, Any]:
+    """A claim's columns of the kept answer, as a hold names them."""
+    return {name: value for name, value in answer.items() if name != "served_at"}
