@@ -65,6 +65,16 @@ CASES: dict[str, dict[str, str]] = {
         "C10": "two calls on one balance",
         "C11": "a flood of unpaid challenges",
     },
+    "F. Wallet proofs": {
+        "F01": "a nonce shown again",
+        "F02": "signed for another site",
+        "F03": "another chain, another address, another kind of key",
+        "F04": "base58 in lower case",
+        "F05": "statement, resources or URI that are not ours",
+        "F06": "clocks that differ",
+        "F07": "a contract wallet changes its owner",
+        "F08": "spending by way of a browser or a shared cache",
+    },
     "I. Settlement": {
         "I01": "chain or facilitator down at the check",
         "I02": "time-out after the broadcast",
@@ -123,6 +133,7 @@ WAITS = {
     "B17": "waits for metered prices: an exact payment is captured as it is",
     "C06": "waits for balances: no client-chosen key gives access to anything",
     "C10": BALANCES,
+    "F08": BALANCES,
     "J05": "waits for PostgreSQL",
 }
 
@@ -131,7 +142,7 @@ HEAD = """# Attacks and faults
 What must never happen, and the tests that try to make it happen. A test's name holds the case, so `pytest -k C03` runs
 it. This page is written by `python -m tests.faults` from the tests that exist; a test holds it to them.
 
-Cases about Solana, the ledger of balances, wallet proofs, L402, metered streams and API keys come with those parts.
+Cases about Solana, the ledger of balances, L402, metered streams and API keys come with those parts.
 """
 
 
