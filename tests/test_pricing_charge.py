@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -140,3 +142,11 @@ def test_an_absurd_estimate_is_none() -> None:
 def test_a_quote_is_the_same_with_and_without_its_meter() -> None:
     assert Quote(CEILING) == Quote(CEILING, "", Dollars())
     assert "Dollars" not in repr(Quote(CEILING, "", Dollars()))
+
+
+def test_the_table_in_the_documentation_is_the_codes() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "metering.md").read_text()
+    rows = [line for line in str(sys.modules[charge.__module__].__doc__).splitlines() if line.startswith("|")]
+    assert len(rows) == 7
+    assert "\n".join(rows) in page
+    assert all(any(end.name in row.split("|")[1] for row in rows) for end in End)

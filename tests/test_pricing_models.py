@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,9 @@ def test_faults_that_only_a_whole_price_has_are_named_too() -> None:
         Models({"models": models})
     lines = str(caught.value).split("\n  ")[1:]
     assert [line.partition(": ")[0] for line in lines] == [f"models.{name}" for name in "abcde"]
+
+
+def test_the_file_in_the_documentation_is_read() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "metering.md").read_text()
+    text = page.partition("```toml\n")[2].partition("```")[0]
+    assert len(Models(tomllib.loads(text))) == 5
