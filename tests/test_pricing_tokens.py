@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from x402kit import Call, usd
 from x402kit.errors import BadRequest, ConfigError
-from x402kit.pricing import Delivered, Quote, Tokens, Usage
+from x402kit.pricing import Delivered, End, Quote, Tokens, Usage, charge
 from x402kit.pricing.rates import dollars, fine, rate
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -307,3 +307,31 @@ def test_E08_a_capture_is_never_below_its_price_nor_a_unit_above(sales: list[tup
         total += Tokens(input=text, minimum="$0.000000000000000001").cost(Usage(count)).atomic(6)
         exact += Fraction(text[1:-6]) * count * 10**6
     assert exact <= total <= exact + len(sales)
+
+
+# --- from the request to the charge
+
+
+async def test_a_call_from_its_quote_to_its_charge() -> None:
+    body = {**CHAT, "max_tokens": 100}
+    quoted = await quote(Tokens(input="$1/M", output="$10/M", minimum="$0.00005", overhead=0), body)
+    prompt = len(json.dumps(body))
+    assert str(charge(End.COMPLETE, Usage(10, 20), Delivered(), quoted)) == "$0.00021"
+    assert str(charge(End.COMPLETE, Usage(1), Delivered(), quoted)) == "$0.00005"
+    assert str(charge(End.COMPLETE, Usage(), Delivered(), quoted)) == "$0"
+    estimated = Usage(-(-prompt // 3), 4)
+    for end in (End.COMPLETE, End.LEFT_MIDWAY, End.STALLED, End.FAILED_MIDWAY, End.CUT):
+        due = charge(end, None, Delivered(12, 3), quoted)
+        assert due.atomic(18) == estimated.input * 10**12 + 4 * 10**13
+    for end in (End.LEFT_BEFORE, End.FAILED_BEFORE, End.UNCHARGED):
+        assert str(charge(end, None, Delivered(), quoted)) == "$0"
+    assert charge(End.LEFT_MIDWAY, None, Delivered(10**9), quoted) <= quoted.ceiling
+    whole = await quote(Tokens(input="$1/M", missing="ceiling"), body)
+    assert charge(End.COMPLETE, None, Delivered(12, 3), whole) == whole.ceiling
+
+
+async def test_an_image_may_stand_anywhere_in_its_part() -> None:
+    sources = [{"é": ["short", "A" * 5000]}, {"type": "base64", "data": "A" * 5000}]
+    parts = [{"type": "image", "source": source} for source in sources]
+    price = Tokens(input="$1/token", max_output=0, per_part=10)
+    assert (await quote(price, {"messages": [{"role": "user", "content": parts}]})).ceiling.value < 1000

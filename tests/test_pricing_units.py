@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -150,6 +151,7 @@ async def test_seconds_cost_the_ceiling_unless_they_are_stated() -> None:
         {"rate": "$1", "max_seconds": 5.5},
         {"rate": "$1", "max_seconds": 5, "missing": "free"},
         {"rate": 1, "max_seconds": 5},
+        {"rate": usd("$0.000000000000000001") * Decimal("0.00001"), "max_seconds": 5},
     ],
 )
 def test_wrong_seconds_are_refused_at_start(wrong: Any) -> None:
