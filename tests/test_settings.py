@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from x402kit.errors import ConfigError
+from x402kit.ledger.postgres import PostgresStore
 from x402kit.settings import Settings
 
 PAY_TO = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
@@ -66,7 +67,7 @@ def test_L07_each_environment_has_its_network() -> None:
         ({**DEVNET, "X402KIT_EVM_PAY_TO": "0x12"}, "X402KIT_EVM_PAY_TO"),
         ({**DEVNET, "X402KIT_EVM_NETWORK": "base"}, "X402KIT_EVM_NETWORK"),
         ({**DEVNET, "X402KIT_EVM_PAYTO": PAY_TO}, "X402KIT_EVM_PAYTO"),
-        ({**DEVNET, "X402KIT_LEDGER": "postgresql://db/x"}, "X402KIT_LEDGER"),
+        ({**DEVNET, "X402KIT_LEDGER": "mysql://db/x"}, "X402KIT_LEDGER"),
         ({**DEVNET, "X402KIT_SVM_KEY": "x"}, "X402KIT_SVM"),
         ({**EVM, "X402KIT_EVM_NETWORK": "eip155:8453"}, "X402KIT_EVM_NETWORK: eip155:8453 .*testnet"),
         ({**MAINNET, "X402KIT_EVM_NETWORK": "eip155:84532"}, "X402KIT_EVM_NETWORK: eip155:84532 .*mainnet"),
@@ -80,6 +81,21 @@ def test_a_fault_names_its_variable(environ: dict[str, str], names: str) -> None
         Settings.from_env(environ)
     assert "abc" not in str(raised.value)
     assert KEY[2:] not in str(raised.value)
+
+
+def test_the_ledger_may_be_postgresql() -> None:
+    settings = read(LEDGER="postgresql://seller:sesame@127.0.0.1/books")
+    assert isinstance(settings.paywall().store, PostgresStore)
+    assert "sesame" not in repr(settings)
+
+
+@pytest.mark.parametrize("address", ["postgresql://seller:sesame@[", "postgresql://h/d?sesame", "mysql://a:sesame@b/c"])
+def test_I11_a_wrong_ledger_is_not_shown(address: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read(LEDGER=address).paywall()
+    assert "sesame" not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
 
 
 @pytest.mark.parametrize("key", ["0x12", KEY[:-1] + "g", "0x" + "0" * 64])

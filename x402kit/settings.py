@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | X402KIT_ENV | ``devnet`` (a chain on this machine), ``testnet`` or ``mainnet`` | ``testnet`` (L07) |
 | X402KIT_ORIGIN | the public origin, ``https://api.example.com``; payments are bound to it | required on mainnet |
-| X402KIT_LEDGER | a file's path | ``payments.db`` |
+| X402KIT_LEDGER | a file's path, or ``postgresql://…`` | ``payments.db`` |
 | X402KIT_SECRET | signs quotes, 16 characters or more | the ledger makes its own |
 | X402KIT_SERVICE | the name that stands in wallet proofs | ``x402kit`` |
 | X402KIT_EVM_RPC_URL | a node's address | the EVM rail is off, if none of the four is set |
@@ -62,7 +62,7 @@ class Settings(BaseModel):
 
     env: Environment = "testnet"
     origin: str = ""
-    ledger: str = Field("payments.db", min_length=1)
+    ledger: str = Field("payments.db", min_length=1, repr=False)  # it may hold a password (I11)
     secret: SecretStr | None = None
     service: str = Field("x402kit", min_length=1, max_length=64)
     evm: EvmSettings | None = None
@@ -88,8 +88,8 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.ledger.partition("://")[0] in ("postgres", "postgresql"):
-            raise ValueError("X402KIT_LEDGER: this version keeps its ledger in a file")
+        if self.ledger.partition("://")[1] and self.ledger.partition("://")[0] not in ("postgres", "postgresql"):
+            raise ValueError("X402KIT_LEDGER: a file's path, or postgresql://…")
         if self.env == "mainnet" and urlsplit(self.origin).scheme != "https":
             raise ValueError("X402KIT_ORIGIN: mainnet needs the public origin, https://…")
         if self.evm is not None:

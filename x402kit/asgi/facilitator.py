@@ -27,8 +27,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..errors import BadRequest, ConfigError, MalformedPayment, ServerError
+from ..ledger.open import store_of
 from ..ledger.port import ClaimStore
-from ..ledger.sqlite import SQLiteStore
 from ..model import BODY_SECONDS, BYTES_NESTED_MAX, Json
 from ..networks.port import Rail
 from ..paywall.facilitation import Facilitation, Job
@@ -61,7 +61,7 @@ def facilitator_app(
     known = [*([token] if token else []), *tokens]
     if bool(known) == anonymous or any(len(each) < _TOKEN_MIN for each in known):
         raise ConfigError(f"a facilitator needs tokens of {_TOKEN_MIN} characters or more, or anonymous=True")
-    made = SQLiteStore(store) if isinstance(store, str | os.PathLike) else store
+    made = store_of(store)
     service = _Service(
         Facilitation(made, rails, settle_seconds=settle_seconds, reconcile_seconds=reconcile_seconds), known
     )

@@ -224,3 +224,17 @@ class Books(Protocol):
 
 class Store(ClaimStore, Ledger, Books, Protocol):
     """All that a paywall keeps."""
+
+    async def get_meta(self, key: str) -> bytes | None:
+        """What was stored with ``key``."""
+        ...
+
+    async def set_meta(self, key: str, value: bytes) -> None:
+        """Store a value with ``key``, for all processes of this store."""
+        ...
+
+    async def place(self) -> str:
+        """Which history of which database this is: it changes when a replica took over, and maybe the last commits
+        are lost (J05). Empty where that can't be.
+        """
+        ...

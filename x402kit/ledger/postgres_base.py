@@ -30,6 +30,20 @@ log = logging.getLogger("x402kit.ledger")
 FREE: Final = f"(lease_until < {CLOCK} OR lease_until > {CLOCK} + 600000)"
 """Nobody says any more that it works on the row. A lease that ends that late was given before the clock went back."""
 
+_SETTINGS: Final = {
+    "default_transaction_isolation": "read committed",
+    "client_min_messages": "warning",
+    # Every statement goes by a key: it is planned once, and well even before the tables have been counted.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    # A commit that is not on disk is no commit (J02); who has set more than this keeps it.
+    "synchronous_commit": "on",
+}
+_CONFIGURE: Final = (
+    "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS wanted (name, value)"
+    " JOIN pg_settings USING (name) WHERE name <> 'synchronous_commit' OR setting = 'off'"
+)
+
 _Held = dict[tuple[str, str], Account | None]
 """What this process works on: who, the row's id, and the account of a hold."""
 
@@ -63,7 +77,7 @@ class Base:
         max_claims: int = 5_000_000,
         max_open_per_payer: int = 256,
         busy_seconds: float = 5,
-        lanes: int = 2,
+        lanes: int = 1,
     ) -> None:
         try:
             self._conninfo: dict[str, Any] = {
@@ -158,20 +172,11 @@ class Base:
         connection.prepared_max = 200
         connection.adapters.register_dumper(int, Int8Dumper)  # one type, so one prepared statement
         limit = f"{int(self._busy * 1000)}ms"
-        async with connection.pipeline():
-            for name, value in (
-                ("statement_timeout", limit),
-                ("lock_timeout", limit),
-                ("idle_in_transaction_session_timeout", limit),
-                ("default_transaction_isolation", "read committed"),
-                ("client_min_messages", "warning"),
-            ):
-                await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-            # A commit that is not on disk is no commit (J02); stricter settings stay.
-            await connection.execute(
-                "SELECT set_config('synchronous_commit', 'on', false)"
-                " WHERE current_setting('synchronous_commit') = 'off'"
-            )
+        settings = {
+            **_SETTINGS,
+            **dict.fromkeys(("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"), limit),
+        }
+        await connection.execute(_CONFIGURE, (list(settings), list(settings.values())))
 
     def _open(self) -> Pool:
         if self._pool is None:

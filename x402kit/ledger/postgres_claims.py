@@ -148,7 +148,7 @@ class Claims(Base):
         if time.monotonic() < self._full_until:
             return False
         rows = await self._read("SELECT count(*) FROM (SELECT 1 FROM x402kit.claims LIMIT %(most)s) AS c", most=most)
-        left = most - rows[0][0]
+        left: int = most - rows[0][0]
         self._room = max(min(left, 1), left // 8)
         if left <= 0 and most > 10_000:
             self._full_until = time.monotonic() + 1

@@ -96,8 +96,19 @@ class SQLiteFile:
         self._memory_lock = None
 
     async def secret(self) -> bytes:
-        row = await self._read(lambda c: c.execute("SELECT value FROM meta WHERE key = 'secret'").fetchone())
-        return bytes(row[0])
+        found = await self.get_meta("secret")
+        assert found is not None
+        return found
+
+    async def get_meta(self, key: str) -> bytes | None:
+        row = await self._read(lambda c: c.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone())
+        return bytes(row[0]) if row else None
+
+    async def set_meta(self, key: str, value: bytes) -> None:
+        await self._write(lambda c: c.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)).rowcount)
+
+    async def place(self) -> str:
+        return ""
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=self._busy_seconds, isolation_level=None, cached_statements=128)

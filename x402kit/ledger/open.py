@@ -1,0 +1,28 @@
+"""A store by its address, as sellers write it."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+from .port import Store
+
+__all__ = ["store_of"]
+
+S = TypeVar("S")
+
+
+def store_of(ledger: str | os.PathLike[str] | S) -> Store | S:
+    """The store at ``ledger``: ``postgresql://…``, a file, ``":memory:"``, or a store already. Opens nothing.
+
+    Raises ``ConfigError`` for an address that can't be read, ``MissingExtra`` where PostgreSQL's package is missing.
+    """
+    if not isinstance(ledger, str | os.PathLike):
+        return ledger
+    if isinstance(ledger, str) and ledger.partition("://")[0] in ("postgres", "postgresql"):
+        from .postgres import PostgresStore
+
+        return PostgresStore(ledger)
+    from .sqlite import SQLiteStore
+
+    return SQLiteStore(ledger)
