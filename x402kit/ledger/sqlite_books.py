@@ -31,24 +31,24 @@ _KEYS: Final = """CASE type WHEN 'reserve' THEN 'reserve' WHEN 'capture' THEN 'e
 
 _CHECKS: Final = {
     "an entry does not sum to zero": """
-        SELECT owner, asset, 0, external + available + held + revenue + suspense FROM entries
+        SELECT owner, asset, 0, external + available + held + revenue + suspense FROM log
         WHERE external + available + held + revenue + suspense <> 0""",
     "an entry is not what the rules write": f"""
-        SELECT owner, asset, 0, id FROM entries
+        SELECT owner, asset, 0, id FROM log
         WHERE NOT {_BY_THE_RULES} OR substr(key, 1, instr(key, ':') - 1) IS NOT {_KEYS}""",
     "a running balance is not the sum before it": """
-        SELECT owner, asset, expected, balance FROM (SELECT owner, asset, balance,
-            sum(available) OVER (PARTITION BY owner, asset ORDER BY id ROWS UNBOUNDED PRECEDING) AS expected
-            FROM entries) WHERE expected <> balance""",
+        SELECT owner, asset, expected, balance FROM (SELECT account, balance,
+            sum(available) OVER (PARTITION BY account ORDER BY id ROWS UNBOUNDED PRECEDING) AS expected FROM entries)
+        e JOIN accounts ON number = account WHERE expected <> balance""",
     "a hold has no entry of its amount": """
-        SELECT h.owner, h.asset, h.amount, ifnull(e.held, 0) FROM holds h LEFT JOIN entries e
+        SELECT h.owner, h.asset, h.amount, ifnull(e.held, 0) FROM holds h LEFT JOIN log e
         ON e.key = 'reserve:' || h.id AND e.owner = h.owner AND e.asset = h.asset WHERE e.held IS NOT h.amount""",
     "a hold's end is not in the log as it was": f"""
         SELECT h.owner, h.asset, h.captured, ifnull(e.revenue, 0) FROM holds h LEFT JOIN entries e
         ON e.key = 'end:' || h.id WHERE e.type IS NOT {_ENDS} OR ifnull(e.revenue, 0) <> h.captured
         OR ifnull(e.held, -h.amount) <> -h.amount""",
     "a reserve has neither hold nor end": """
-        SELECT r.owner, r.asset, r.held, 0 FROM entries r WHERE r.type = 'reserve'
+        SELECT r.owner, r.asset, r.held, 0 FROM log r WHERE r.type = 'reserve'
         AND NOT EXISTS (SELECT 1 FROM holds WHERE id = substr(r.key, 9))
         AND NOT EXISTS (SELECT 1 FROM entries WHERE key = 'end:' || substr(r.key, 9))""",
     "a claim is not in the log as it was booked": """
@@ -65,16 +65,16 @@ _CHECKS: Final = {
         WHERE o.suspense IS NOT p.amount OR ifnull(e.suspense, -p.amount) <> -p.amount
         OR e.type IS NOT CASE p.state WHEN 'settled' THEN 'refund' WHEN 'failed' THEN 'returned' END""",
     "a payout of the log has no row": """
-        SELECT owner, asset, suspense, 0 FROM entries WHERE type = 'payout'
-        AND NOT EXISTS (SELECT 1 FROM payouts WHERE payment_id = substr(entries.key, 8))""",
+        SELECT owner, asset, suspense, 0 FROM log WHERE type = 'payout'
+        AND NOT EXISTS (SELECT 1 FROM payouts WHERE payment_id = substr(log.key, 8))""",
 }
 """What → owner, asset, what was expected and what was found, of each that is wrong."""
 
 _FAULTS_MAX: Final = 100
 """Of each kind: a file that is all wrong must still be told in a screen."""
 _REBUILD: Final = (
-    "INSERT INTO accounts SELECT owner, asset, sum(available), sum(held) FROM entries"
-    " WHERE available <> 0 OR held <> 0 GROUP BY owner, asset"
+    "UPDATE accounts SET (available, held) = (SELECT ifnull(sum(e.available), 0), ifnull(sum(e.held), 0)"
+    " FROM entries e WHERE e.account = number)"
 )
 _SUMMED: Final = ("external", "available", "held", "revenue", "suspense")
 
@@ -95,11 +95,7 @@ class SQLiteBooks(SQLiteFile):
         return await self._read(lambda c: _at_one_moment(c, _verify))
 
     async def rebuild(self) -> int:
-        def rebuild(c: sqlite3.Connection) -> int:
-            c.execute("DELETE FROM accounts")
-            return c.execute(_REBUILD).rowcount
-
-        return await self._write(rebuild)
+        return await self._write(lambda c: c.execute(_REBUILD).rowcount)
 
     async def totals(self) -> dict[str, dict[str, int]]:
         return await self._read(lambda c: _at_one_moment(c, _totals))
@@ -124,10 +120,11 @@ def _verify(connection: sqlite3.Connection) -> list[Fault]:
 
 
 def _verify_balances(connection: sqlite3.Connection) -> Iterator[Fault]:
-    logged = f"SELECT owner, asset, {_sum('available')}, {_sum('held')} FROM entries GROUP BY owner, asset"
+    logged = f"SELECT owner, asset, {_sum('available')}, {_sum('held')} FROM log GROUP BY account"
     holds = f"SELECT owner, asset, {_sum('amount')} FROM holds WHERE state = 'open' GROUP BY owner, asset"
+    balances = "SELECT owner, asset, available, held FROM accounts WHERE available <> 0 OR held <> 0"
     open_holds = {(owner, asset): _whole(*sums) for owner, asset, *sums in connection.execute(holds)}
-    stands = {(owner, asset): balance for owner, asset, *balance in connection.execute("SELECT * FROM accounts")}
+    stands = {(owner, asset): balance for owner, asset, *balance in connection.execute(balances)}
     for owner, asset, *sums in connection.execute(logged):
         available, held = stands.pop((owner, asset), (0, 0))
         if available != _whole(*sums[:2]):
@@ -142,7 +139,7 @@ def _verify_balances(connection: sqlite3.Connection) -> Iterator[Fault]:
 
 def _totals(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
     made: dict[str, dict[str, int]] = {}
-    log = f"SELECT asset, {', '.join(map(_sum, _SUMMED))} FROM entries GROUP BY asset"
+    log = f"SELECT asset, {', '.join(map(_sum, _SUMMED))} FROM log GROUP BY asset"
     for asset, *sums in connection.execute(log):
         halves = zip(sums[::2], sums[1::2], strict=True)
         made[asset] = {name: _whole(*half) for name, half in zip(_SUMMED, halves, strict=True)}

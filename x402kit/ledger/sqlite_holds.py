@@ -14,9 +14,10 @@ from .port import Overage
 from .rules import HOLD_ENDS, checked
 from .sqlite_file import SQLiteFile, clock
 
-__all__ = ["ENTRY", "INSERT_HOLD", "SQLiteHolds", "insufficient", "remember"]
+__all__ = ["ENTRY_BY_KEY", "INSERT_HOLD", "SQLiteHolds", "end_sql", "insufficient", "remember"]
 
-ENTRY: Final = ", ".join(Entry._fields)
+_SELECT: Final = f"SELECT {', '.join(Entry._fields)} FROM log"
+ENTRY_BY_KEY: Final = f"{_SELECT} WHERE key = ?"
 _HOLD: Final = ", ".join(Hold._fields)
 _MARKS: Final = ", ".join("?" * len(Hold._fields))
 INSERT_HOLD: Final = f"INSERT INTO holds ({_HOLD}) VALUES ({_MARKS}) ON CONFLICT (id) DO NOTHING"
@@ -24,12 +25,12 @@ _INSERT_WITH_PROOF: Final = (
     f"INSERT INTO holds ({_HOLD}) SELECT {_MARKS} WHERE NOT EXISTS (SELECT 1 FROM proofs WHERE proof_id = ?)"
     " ON CONFLICT (id) DO NOTHING"
 )
+_ACCOUNT: Final = "INSERT INTO accounts (owner, asset, available, held) VALUES (?, ?, 0, 0) ON CONFLICT DO NOTHING"
 _DEPOSIT: Final = (
-    f"INSERT INTO entries ({ENTRY}) SELECT NULL, ?1, ?2, ?3, 'deposit', -?4, ?4, 0, 0, 0,"
-    " ?4 + ifnull((SELECT available FROM accounts WHERE owner = ?1 AND asset = ?2), 0), ?5, '', '', ?6"
-    f" WHERE true ON CONFLICT (key) DO NOTHING RETURNING {ENTRY}"
+    "INSERT INTO entries (account, key, type, external, available, held, revenue, suspense, balance, at, resource,"
+    " request_id, reference) SELECT number, ?3, 'deposit', -?4, ?4, 0, 0, 0, available + ?4, ?5, '', '', ?6"
+    " FROM accounts WHERE owner = ?1 AND asset = ?2 ON CONFLICT (key) DO NOTHING"
 )
-_BY_KEY: Final = f"SELECT {ENTRY} FROM entries WHERE key = ?"
 _EXPIRE: Final = (
     "UPDATE holds SET state = 'expired', ended_at = ?1, lease_until = 0 WHERE seq IN (SELECT seq FROM holds"
     f" WHERE state = 'open' AND deadline <= ?1 AND lease_until < ?2 ORDER BY deadline LIMIT ?3) RETURNING {_HOLD}"
@@ -52,8 +53,9 @@ class SQLiteHolds(SQLiteFile):
         values = (*account, key, checked(amount), int(time.time()), reference)
 
         def deposit(c: sqlite3.Connection) -> Entry:
-            row = c.execute(_DEPOSIT, values).fetchone() or c.execute(_BY_KEY, (key,)).fetchone()
-            return Entry._make(row)
+            c.execute(_ACCOUNT, account)
+            c.execute(_DEPOSIT, values)
+            return Entry._make(c.execute(ENTRY_BY_KEY, (key,)).fetchone())
 
         entry = await self._write(deposit)
         if (entry.owner, entry.asset, entry.available) != (*account, amount):
@@ -94,7 +96,7 @@ class SQLiteHolds(SQLiteFile):
 
     def _undo(self, hold: Hold) -> None:
         """The caller is gone and its hold serves nobody: what is queued is done all the same, in order."""
-        sql = _end_sql("void", "clamp", (), owned=True)
+        sql = end_sql("void", "clamp", (), owned=True)
         values = (0, int(time.time()), hold.id, hold.holder)
         if self._writer is not None:
             undone = self._write(lambda c: c.execute(sql, values).rowcount)
@@ -104,11 +106,11 @@ class SQLiteHolds(SQLiteFile):
         self, hold_id: str, cost: int, *, holder: str | None = None, overage: Overage = "clamp", **columns: Any
     ) -> Entry:
         checked(cost, least=0)
-        sql = _end_sql("capture", overage, tuple(columns), owned=holder is not None)
+        sql = end_sql("capture", overage, tuple(columns), owned=holder is not None)
         return await self._end("capture", hold_id, cost, holder, sql, columns)
 
     async def void(self, hold_id: str, *, holder: str | None = None) -> Entry:
-        sql = _end_sql("void", "clamp", (), owned=holder is not None)
+        sql = end_sql("void", "clamp", (), owned=holder is not None)
         return await self._end("void", hold_id, 0, holder, sql, {})
 
     async def _end(
@@ -122,7 +124,7 @@ class SQLiteHolds(SQLiteFile):
         def end(c: sqlite3.Connection) -> Entry:
             if c.execute(sql, values).rowcount != 1:
                 _check_ended(c, hold_id, HOLD_ENDS[move], cost)
-            return Entry._make(c.execute(_BY_KEY, key).fetchone())
+            return Entry._make(c.execute(ENTRY_BY_KEY, key).fetchone())
 
         try:
             return await self._write(end)
@@ -147,11 +149,11 @@ class SQLiteHolds(SQLiteFile):
         return await self._write(lambda c: [Hold._make(row) for row in c.execute(_EXPIRE, values)])
 
     async def entries(self, account: Account, before: int | None = None, limit: int = 50) -> list[Entry]:
-        sql = f"SELECT {ENTRY} FROM entries WHERE owner = ? AND asset = ? AND id < ? ORDER BY id DESC LIMIT ?"
+        sql = f"{_SELECT} WHERE owner = ? AND asset = ? AND id < ? ORDER BY id DESC LIMIT ?"
         return await self._rows(Entry._make, sql, *account, _MAX_ID if before is None else before, limit)
 
     async def entry(self, key: str) -> Entry | None:
-        row = await self._read(lambda c: c.execute(_BY_KEY, (key,)).fetchone())
+        row = await self._read(lambda c: c.execute(ENTRY_BY_KEY, (key,)).fetchone())
         return Entry._make(row) if row else None
 
     async def proof_spent(self, proof_id: str) -> bool:
@@ -160,7 +162,7 @@ class SQLiteHolds(SQLiteFile):
 
 
 @lru_cache(maxsize=64)
-def _end_sql(move: str, overage: Overage, columns: tuple[str, ...], *, owned: bool) -> str:
+def end_sql(move: str, overage: Overage, columns: tuple[str, ...], *, owned: bool) -> str:
     """The one statement that ends a hold; its values are the cost, the time, the columns', the id and the holder."""
     assert _ANSWER.issuperset(columns), columns
     captured = "min(?1, amount)"
@@ -194,8 +196,8 @@ def _known(connection: sqlite3.Connection, hold: Hold) -> Hold:
 def _forgotten(connection: sqlite3.Connection, hold: Hold, error: sqlite3.IntegrityError) -> Hold:
     """A hold whose row was pruned, as far as the log, which knows all keys, can tell it."""
     sql = (
-        "SELECT s.owner, s.asset, s.held, s.at, s.resource, s.request_id, e.type, e.revenue, e.at FROM entries s"
-        " JOIN entries e ON e.key = 'end:' || ?1 WHERE s.key = 'reserve:' || ?1"
+        "SELECT a.owner, a.asset, s.held, s.at, s.resource, s.request_id, e.type, e.revenue, e.at FROM entries s"
+        " JOIN accounts a ON a.number = s.account JOIN entries e ON e.key = 'end:' || ?1 WHERE s.key = 'reserve:' || ?1"
     )
     row = connection.execute(sql, (hold.id,)).fetchone()
     if row is None:
