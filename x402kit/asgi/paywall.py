@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp
 
 from ..errors import ConfigError, HoldEnded
+from ..ledger.open import store_of
 from ..ledger.port import Store
-from ..ledger.sqlite import SQLiteStore
 from ..model import Account, Claim, Entry, Hold
 from ..money import Usd, usd
 from ..networks.assets import TESTNETS
@@ -22,6 +22,8 @@ from ..paywall.admission import Admissions
 from ..paywall.balances import Balances
 from ..paywall.binding import Quotes
 from ..paywall.challenge import Challenges
+from ..paywall.keeper import Keeper
+from ..paywall.payouts import Payouts
 from ..paywall.proofs import Proofs, Proven, wallets_of
 from ..paywall.resource import Resource
 from ..paywall.settlement import Settler
@@ -41,11 +43,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Paywall:
     """Prices on routes, and the rails on which they are paid.
 
-    ``accepts`` are the rails, the preferred one first. ``ledger`` is a file, ``":memory:"`` for one process alone, or a
-    store. ``origin`` is the public origin, such as ``https://api.example.com``; payments are bound to it, so set it in
-    production. ``service`` is the name that stands in wallet proofs. ``secret`` (16 bytes or more; several while one is
-    rotated) signs quotes; without one the ledger makes its own, which all processes of that ledger share. Nothing is
-    opened or connected before the app starts.
+    ``accepts`` are the rails, the preferred one first. ``ledger`` is a file, ``postgresql://…``, ``":memory:"`` for one
+    process alone, or a store. ``origin`` is the public origin, such as ``https://api.example.com``; payments are bound
+    to it, so set it in production. ``service`` is the name that stands in wallet proofs. ``secret`` (16 bytes or more;
+    several while one is rotated) signs quotes; without one the ledger makes its own, which all processes of that ledger
+    share. Nothing is opened or connected before the app starts.
 
     Raises ``ConfigError`` for a set-up that can't work.
     """
@@ -73,7 +75,7 @@ class Paywall:
         if len({rail.network in TESTNETS for rail in accepts}) > 1:
             raise ConfigError("a paywall takes real money or test money, not both (L07)")
         self.rails = tuple(accepts)
-        self.store = SQLiteStore(ledger) if isinstance(ledger, str | os.PathLike) else ledger
+        self.store = store_of(ledger)
         self.origin = _origin(origin)
         self.service = service
         self._secrets = _secrets(secret)
@@ -84,7 +86,16 @@ class Paywall:
         self.running = False
         self._starting: asyncio.Lock | None = None
         self._started_in: asyncio.AbstractEventLoop | None = None
-        self._settler = Settler(self.store, self.rails, wait_seconds=settle_seconds, every=reconcile_seconds)
+        self._settle_seconds = settle_seconds
+        self._payouts: Payouts | None = None
+        self._settler = Settler(
+            self.store,
+            self.rails,
+            wait_seconds=settle_seconds,
+            every=reconcile_seconds,
+            lost=self.store.write_off,
+            also=(Keeper(self.store).tidy, self._reconcile_payouts),
+        )
 
     def paid(self, price: PriceLike, **options: Any) -> Callable[[F], F]:
         """Mark an endpoint with its price: a decorator for Starlette's and FastAPI's endpoints.
@@ -171,6 +182,8 @@ class Paywall:
         ``minimum`` and ``maximum`` of one top-up; ``withdraw`` lets a payer have the unused balance back, which needs a
         rail whose settlement wallet is the recipient of payments. Raises ``ConfigError``.
         """
+        if withdraw and self._payouts is None:
+            self._payouts = Payouts(self.store, self.rails, wait_seconds=self._settle_seconds)
         made = WalletService(self, minimum=minimum, maximum=maximum, withdraw=withdraw)
         self._marks.append(made.resource)
         return made
@@ -181,8 +194,14 @@ class Paywall:
         return answers.sign_in(text)
 
     async def withdraw(self, proven: Proven, amount: int | None) -> Claim:
-        """Send balance back to its wallet."""
-        raise ConfigError("not yet")
+        """Send balance back to the wallet that proved itself: see ``Payouts.withdraw``."""
+        if self._payouts is None:
+            raise ConfigError("withdrawals are off: wallet_service(withdraw=True)")
+        return await self._payouts.withdraw(proven, self.balances.account(proven), amount)
+
+    async def _reconcile_payouts(self) -> None:
+        if self._payouts is not None:
+            await self._payouts.reconcile()
 
     async def finish(self, job: str, cost: str | Usd) -> Entry:
         """A job has ended and cost so much: charged from what its call reserved, the rest goes back to the payer.
@@ -221,6 +240,8 @@ class Paywall:
         self._started_in = None
         self.running = False
         await self._settler.close(self._drain_seconds)
+        if self._payouts is not None:
+            await self._payouts.close(self._drain_seconds)
         await self._shut()
 
     async def reconcile(self) -> int:

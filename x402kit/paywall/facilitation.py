@@ -79,6 +79,7 @@ class _Settlements(Settler):
 
     def __init__(self, store: ClaimStore, rails: Sequence[OpenRail], wait_seconds: float, every: float) -> None:
         super().__init__(store, rails, wait_seconds=wait_seconds, every=every)
+        self._claims = store
         self._open = {(rail.network, rail.asset.address.lower()): rail for rail in rails}
 
     def rail_of(self, claim: Claim) -> Rail | None:
@@ -93,8 +94,10 @@ class _Settlements(Settler):
 
     async def reconcile(self) -> int:
         looked_at = await super().reconcile()
-        for claim in await self._store.expired(int(time.time())):  # nobody asks any more
+        now = int(time.time())
+        for claim in await self._claims.expired(now):  # nobody asks any more
             await self.tell(claim)
+        await self._claims.prune(now)
         return looked_at
 
 

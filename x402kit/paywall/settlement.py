@@ -11,11 +11,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
 
 from ..errors import OutcomeUnknown, PaymentInProgress, RailUnavailable, ServerError
-from ..ledger.port import ClaimStore
 from ..model import Authorization, Claim, Intent, Outcome, PaymentRequirements
 from ..networks.port import Rail
 
@@ -35,7 +34,7 @@ _AGAIN: Final = (2, 5, 10, 30, 60)
 class _Held:
     """The nonce allocator as one attempt sees it: nobody gives back what another took meanwhile."""
 
-    def __init__(self, store: ClaimStore, holder: str) -> None:
+    def __init__(self, store: Rows, holder: str) -> None:
         self._store = store
         self._holder = holder
 
@@ -46,15 +45,40 @@ class _Held:
         await self._store.free_nonces(self._holder, wallet, nonce)
 
 
+class Rows(Protocol):
+    """What the settler needs of a store: the claims, or the payouts, which have the same shape (ledger/port.py)."""
+
+    async def get(self, payment_id: str) -> Claim | None: ...
+    async def take(self, payment_id: str, state: str, owner: str) -> Claim | None: ...
+    async def move(self, payment_id: str, move: str, owner: str | None = None, **columns: Any) -> bool: ...
+    async def note(self, payment_id: str, **columns: Any) -> None: ...
+    async def release(self, payment_id: str, owner: str) -> None: ...
+    async def due(self, now: int) -> list[Claim]: ...
+    async def take_nonce(self, wallet: str, holder: str, floor: int) -> int: ...
+    async def free_nonces(self, holder: str, wallet: str = "", nonce: int = -1) -> None: ...
+
+
 class Settler:
-    """Settles claims and keeps settling them. One for each process; several share a store."""
+    """Settles claims and keeps settling them. One for each process; several share a store.
+
+    ``lost`` is told of a payment whose settlement left the chain after it was served; ``also`` is done with each pass.
+    """
 
     def __init__(
-        self, store: ClaimStore, rails: Sequence[Rail], *, wait_seconds: float = 25, every: float = RECONCILE_SECONDS
+        self,
+        store: Rows,
+        rails: Sequence[Rail],
+        *,
+        wait_seconds: float = 25,
+        every: float = RECONCILE_SECONDS,
+        lost: Callable[[str], Awaitable[None]] | None = None,
+        also: Sequence[Callable[[], Awaitable[None]]] = (),
     ) -> None:
         self._store = store
         self._rails = {(rail.network, rail.asset.address.lower(), rail.pay_to.lower()): rail for rail in rails}
         self._wait = wait_seconds
+        self._lost = lost
+        self._also = also
         self._every = every
         self._settling: dict[asyncio.Future[Claim], asyncio.Task[None]] = {}
         self._releasing: set[asyncio.Task[None]] = set()
@@ -223,7 +247,8 @@ class Settler:
         due = await self._store.due(int(time.time()))
         slots = asyncio.Semaphore(_AT_ONCE)
         await asyncio.gather(*[self._try(claim, slots) for claim in due])
-        await self._store.prune(int(time.time()))
+        for work in self._also:
+            await work()
         return len(due)
 
     async def _try(self, claim: Claim, slots: asyncio.Semaphore) -> None:
@@ -277,11 +302,17 @@ class Settler:
         if outcome.state == "failed":
             # If the goods are out, it is the payer's debt, for the operator to see; if not, they stay here.
             if not await self._store.move(claim.payment_id, "reverse", reason="reversed"):
-                await self._store.note(claim.payment_id, final=1, reason="reversed")
+                await self._write_off(claim)
             return
         if outcome.resend:
             await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
         await self._store.note(claim.payment_id, next_check=now + 5)
+
+    async def _write_off(self, claim: Claim) -> None:
+        if self._lost is not None:
+            await self._lost(claim.payment_id)
+        else:
+            await self._store.note(claim.payment_id, final=1, reason="reversed")
 
     async def _run(self, looked: asyncio.Event) -> None:
         while True:

@@ -1,0 +1,41 @@
+"""What time does to the books: what nobody served becomes balance, what nobody ended goes back, what is over is pruned.
+
+Each claim is taken before it is credited, so that it can't be served at the same moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ..ledger.port import Store
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger("x402kit.settlement")
+
+
+class Keeper:
+    """One for each process; several share a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def tidy(self) -> None:
+        """One pass. Raises ``RailUnavailable`` when the store can't be reached; the next pass goes on."""
+        now = int(time.time())
+        await self._credit_unserved(now)
+        for hold in await self._store.expire(now):
+            log.warning("hold %s of %s expired: %d given back", hold.id, hold.owner, hold.amount)
+        await self._store.prune(now)
+
+    async def _credit_unserved(self, now: int) -> None:
+        for claim in await self._store.expired(now):
+            owner = f"keeper:{id(self):x}:{time.monotonic_ns():x}"
+            taken = await self._store.take(claim.payment_id, "settled", owner)
+            if taken is None:
+                continue
+            if await self._store.move(claim.payment_id, "credit", owner, captured=0):
+                log.warning(
+                    "payment %s was never served; %d credited to %s", taken.payment_id, taken.amount, taken.payer
+                )
