@@ -25,6 +25,7 @@ from ..paywall.challenge import Challenges
 from ..paywall.keeper import Keeper
 from ..paywall.payouts import Payouts
 from ..paywall.proofs import Proofs, Proven, wallets_of
+from ..paywall.recovery import Recovery
 from ..paywall.resource import Resource
 from ..paywall.settlement import Settler
 from ..pricing import PriceLike, price_of
@@ -88,13 +89,14 @@ class Paywall:
         self._started_in: asyncio.AbstractEventLoop | None = None
         self._settle_seconds = settle_seconds
         self._payouts: Payouts | None = None
+        self._recovery = Recovery(self.store, self.rails)
         self._settler = Settler(
             self.store,
             self.rails,
             wait_seconds=settle_seconds,
             every=reconcile_seconds,
             lost=self.store.write_off,
-            also=(Keeper(self.store).tidy, self._reconcile_payouts),
+            also=(Keeper(self.store).tidy, self._reconcile_payouts, self._recovery.check),
         )
 
     def paid(self, price: PriceLike, **options: Any) -> Callable[[F], F]:
@@ -247,6 +249,14 @@ class Paywall:
     async def reconcile(self) -> int:
         """One pass over payments whose end is open; the timer does this by itself. How many were looked at."""
         return await self._settler.reconcile()
+
+    async def recover(self, since_block: int | None = None) -> bool:
+        """Read what was paid again from the chain, and credit what the ledger has lost: after a backup was restored.
+
+        A replica that took over is noticed without it (J05). False when it must be asked again, for a node or a payment
+        that was busy.
+        """
+        return await self._recovery.recover(since_block)
 
 
 def _resource(name: str, price: Any, options: Mapping[str, Any]) -> Resource:

@@ -229,8 +229,8 @@ class Store(ClaimStore, Ledger, Books, Protocol):
         """What was stored with ``key``."""
         ...
 
-    async def set_meta(self, key: str, value: bytes) -> None:
-        """Store a value with ``key``, for all processes of this store."""
+    async def set_meta(self, key: str, value: bytes, *, place: str = "") -> bool:
+        """Store a value with ``key``, for all processes of this store; where ``place`` is given, only there."""
         ...
 
     async def place(self) -> str:

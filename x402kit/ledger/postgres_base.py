@@ -47,6 +47,12 @@ _CONFIGURE: Final = (
 _Held = dict[tuple[str, str], Account | None]
 """What this process works on: who, the row's id, and the account of a hold."""
 
+_PLACE: Final = (
+    "((SELECT system_identifier FROM pg_control_system())::text || '/' ||"
+    " ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint)"
+)
+"""The database's identifier and its timeline, which a replica counts up when it takes over."""
+
 _MIGRATING: Final = 402_402_402
 """The number of the advisory lock under which a start migrates: processes that start together wait for each other."""
 _BEAT: Final = (
@@ -224,22 +230,19 @@ class Base:
         rows = await self._read("SELECT value FROM x402kit.meta WHERE key = %(key)s", key=key)
         return rows[0][0] if rows else None
 
-    async def set_meta(self, key: str, value: bytes) -> None:
-        """Store a value with ``key``, for all processes of this store."""
+    async def set_meta(self, key: str, value: bytes, *, place: str = "") -> bool:
+        """Store a value with ``key``, for all processes of this store; where ``place`` is given, only there."""
+        here = f" WHERE {_PLACE} = %(place)s" if place else ""
         sql = (
-            "INSERT INTO x402kit.meta VALUES (%(key)s, %(value)s) ON CONFLICT (key) DO UPDATE SET"
+            f"INSERT INTO x402kit.meta (key, value) SELECT %(key)s, %(value)s{here} ON CONFLICT (key) DO UPDATE SET"
             " value = excluded.value RETURNING 1"
         )
-        await self._write(sql, {"key": key, "value": value}, of=key)
+        return bool((await self._write(sql, {"key": key, "value": value, "place": place}, of=key, order=key)).rows)
 
     async def place(self) -> str:
         """Which history of which database this is: it changes when a replica has taken over (J05)."""
-        sql = (
-            "SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' ||"
-            " ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint"
-        )
         try:
-            return str((await self._read(sql))[0][0])
+            return str((await self._read(f"SELECT {_PLACE}"))[0][0])
         except RailUnavailable as e:
             if isinstance(e.__cause__, psycopg.errors.UndefinedFunction | psycopg.errors.InsufficientPrivilege):
                 return ""  # a database that speaks PostgreSQL and is another

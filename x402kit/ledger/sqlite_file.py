@@ -104,8 +104,9 @@ class SQLiteFile:
         row = await self._read(lambda c: c.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone())
         return bytes(row[0]) if row else None
 
-    async def set_meta(self, key: str, value: bytes) -> None:
-        await self._write(lambda c: c.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value)).rowcount)
+    async def set_meta(self, key: str, value: bytes, *, place: str = "") -> bool:
+        sql = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+        return await self._write(lambda c: c.execute(sql, (key, value)).rowcount == 1)
 
     async def place(self) -> str:
         return ""
