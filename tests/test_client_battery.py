@@ -19,9 +19,11 @@ from httpx import Headers
 from tests.support.clients import KEY
 from tests.support.paid_server import entry
 from x402kit.client import KeyWallet, Limits, PayerError, PaymentInfo
+from x402kit.client.balance import Balance, BalanceSetup
 from x402kit.client.core import Attempt, Setup
 from x402kit.client.journal import Journal
 from x402kit.client.policy import Policy, Target
+from x402kit.client.sellers import Sellers
 from x402kit.client.steps import Answer, Ask, Body, Drop, Lost, Send, Sleep, Step, Store
 from x402kit.protocols import x402
 
@@ -68,6 +70,8 @@ class _World:
     now: float = 1_800_000_000.0
     shown: list[str] = field(default_factory=list[str])
     settled: Counter[str] = field(default_factory=Counter[str])
+    keys: list[str] = field(default_factory=list[str])
+    charged: set[str] = field(default_factory=set[str])
     random: random.Random = field(init=False)
     window: int = field(init=False)
     faults: list[str] = field(init=False)
@@ -85,15 +89,24 @@ class _World:
 
     def send(self, step: Send) -> Answer | Lost:
         self.wait()
-        if step.payment is None:
+        if not step.headers:
             return Answer(402, CHALLENGES[self.window])
         fault = self.random.choice(self.faults)
         if fault == "unsent":
             return Lost(OSError("no route"), sent=False)
-        payload = x402.decode_header(step.payment.value)["payload"]["authorization"]
+        if "SIGN-IN-WITH-X" in step.headers:
+            return self.prove(step.headers["Idempotency-Key"], fault)
+        payload = x402.decode_header(step.headers["PAYMENT-SIGNATURE"])["payload"]["authorization"]
         self.shown.append(payload["nonce"])
         if self.now < int(payload["validBefore"]) and not self.settled[payload["nonce"]]:
             self.settled[payload["nonce"]] += 1
+        return self.answer(fault)
+
+    def prove(self, key: str, fault: str) -> Answer | Lost:
+        """A balance: each key is charged once, and a refusal is the truth, as far as it goes."""
+        self.keys.append(key)
+        if fault not in ("402", "bare 402", "403", "404", "429"):
+            self.charged.add(key)
         return self.answer(fault)
 
     def answer(self, fault: str) -> Answer | Lost:
@@ -131,7 +144,7 @@ def _drive(attempt: Attempt, world: _World) -> int:
         while True:
             value = _step(steps.send(value), world)
     except StopIteration as stop:
-        info: PaymentInfo = stop.value
+        info: PaymentInfo | None = stop.value
     except _Died:
         raise
     except BaseException as error:
@@ -142,7 +155,8 @@ def _drive(attempt: Attempt, world: _World) -> int:
         broken = _Broken()
         attempt.interrupted(broken)
         raise broken
-    attempt.completed(info)
+    if info is not None:
+        attempt.completed(info)
     return world.last.status
 
 
@@ -166,11 +180,12 @@ def _logical_call(attempt: Callable[[], Attempt], world: _World) -> str:
     return end
 
 
-def _setup(clock: Callable[[], float], limits: Limits) -> Setup:
+def _setup(clock: Callable[[], float], limits: Limits, mode: Balance = "off") -> Setup:
+    wallet, policy, journal = KeyWallet(KEY), Policy(limits), Journal()
     return Setup(
-        wallet=KeyWallet(KEY),
-        policy=Policy(limits),
-        journal=Journal(),
+        wallet=wallet,
+        policy=policy,
+        journal=journal,
         clock=clock,
         asks=False,
         max_validity=600,
@@ -178,6 +193,7 @@ def _setup(clock: Callable[[], float], limits: Limits) -> Setup:
         retries=2,
         backoff=0.5,
         read_timeout=35,
+        balance=BalanceSetup(mode, wallet, policy, journal, Sellers(), lambda: int(clock()), retries=2, backoff=0.5),
     )
 
 
@@ -201,6 +217,26 @@ def test_M13_no_call_is_ever_paid_twice_whatever_the_seller_does() -> None:
         if end == "200":
             assert world.shown, f"seed {seed}: served without a payment"
     assert set(ends) >= {"200", "403", "404", "503", "died", "PaymentNotAccepted", "PaymentOutcomeUnknown"}
+
+
+def test_M13_a_call_from_the_balance_is_charged_once_and_never_paid_as_well() -> None:
+    """The balance first: whatever is lost, no second key is used, and no payment made after a doubt."""
+    world = _World(0)
+    setup = _setup(lambda: world.now, Limits(per_call="$0.01", hosts=["seller.example"]), "first")
+    ends: Counter[str] = Counter()
+    both = 0
+    for seed in range(RUNS // 3):
+        world = _World(seed, now=world.now + 20_000)
+        target = _target(str(seed))
+        end = _logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+        ends[end] += 1
+        assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
+        assert len(world.charged) + world.settled.total() <= 1, f"seed {seed}: paid twice"
+        both += bool(world.keys and world.shown)
+        if end == "200":
+            assert world.charged or world.shown, f"seed {seed}: served without a payment"
+    assert both > 100
+    assert set(ends) >= {"200", "402", "404", "503", "died", "PaymentNotAccepted", "PaymentOutcomeUnknown"}
 
 
 def test_M13_the_same_request_again_never_has_two_payments_in_doubt() -> None:

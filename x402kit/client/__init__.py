@@ -12,15 +12,19 @@ policy refuses raises, before anything is signed.
 from __future__ import annotations
 
 from ..errors import (
+    BalanceTooLow,
     NothingPayable,
     PayerError,
     PaymentNotAccepted,
     PaymentOutcomeUnknown,
     PolicyRefused,
+    ProofNotAccepted,
     TooDear,
     UnreplayableBody,
+    WalletServiceError,
 )
 from .journal import Payment
+from .journal_calls import BalanceCall
 from .payer import Payer
 from .policy import Limits, Proposal
 from .receipts import PaymentInfo, payment_of
@@ -28,6 +32,8 @@ from .wallets import AccountWallet, KeyWallet, Wallet
 
 __all__ = [
     "AccountWallet",
+    "BalanceCall",
+    "BalanceTooLow",
     "KeyWallet",
     "Limits",
     "NothingPayable",
@@ -38,9 +44,11 @@ __all__ = [
     "PaymentNotAccepted",
     "PaymentOutcomeUnknown",
     "PolicyRefused",
+    "ProofNotAccepted",
     "Proposal",
     "TooDear",
     "UnreplayableBody",
     "Wallet",
+    "WalletServiceError",
     "payment_of",
 ]

@@ -1,8 +1,11 @@
 """One paid call, without I/O: a generator that asks its driver for one step after another.
 
+    the balance ── where it may pay and does (balance.py) ───────────────→ the answer
+        │ off, or too low
     send as it is ── not 402, or not for us ─────────────────────────────→ the answer, untouched
         │ 402 with an offer that we know
-        ├─ an open payment for this very request ─→ show it again (M02, M03)
+        ├─ an open payment for this very request ─→ show it again (M02, M03); it goes before the balance, too
+        ├─ a sign-in challenge, and the balance was not tried ─→ the balance
         └─ none ─→ policy ─→ count, sign, write down ─→ show it
                                                           │
            2xx, 3xx → accepted, when its body has come    ├─ lost answer, 409, 5xx: show the same again, a few times;
@@ -20,16 +23,17 @@ import logging
 import secrets
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import PayerError, PaymentNotAccepted, PaymentOutcomeUnknown, PolicyRefused
 from ..networks.facilitator_wire import is_used
 from . import wallets
-from .challenge import Challenge, Offer, payment_header, read_challenge, says_json
+from .balance import BalanceSetup, FromBalance, challenge_of, wait
+from .challenge import Offer, payment_header
 from .journal import Journal, Payment
 from .policy import Policy, Target, proposal, to_micros
 from .receipts import PaymentInfo, read_payment, read_receipt
-from .steps import Answer, Ask, Body, Drop, Lost, Send, Sleep, Step, Steps, Store
+from .steps import Answer, Ask, Drop, Lost, Send, Sleep, Step, Steps, Store
 
 __all__ = ["Attempt", "Setup"]
 
@@ -37,8 +41,6 @@ _log = logging.getLogger("x402kit.client")
 
 AGAIN: Final = frozenset((409, 500, 502, 503, 504))
 """Answers after which the same payment is shown again: money may have moved, or the server asks for it."""
-WAIT_MAX: Final = 10.0
-"""Seconds; a longer Retry-After is not waited for here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,17 @@ class Setup:
     retries: int
     backoff: float
     read_timeout: float
+    balance: BalanceSetup
     nonces: Callable[[], bytes] = lambda: secrets.token_bytes(32)
 
     def now(self) -> int:
         return int(self.clock())
+
+
+class _Done(NamedTuple):
+    """The driver's last answer is the call's."""
+
+    info: PaymentInfo | None
 
 
 class Attempt:
@@ -71,21 +80,59 @@ class Attempt:
         self._signing = ""
         self._shown: list[str] = []
         self._doubt = False
+        self._balance = FromBalance(setup.balance, target)
 
     def steps(self) -> Steps:
         """Returns the payment behind the driver's last answer, or None when it was not paid by us."""
         begun = self._setup.now()
+        payment: Payment | None = None
+        if self._balance.goes_first:
+            self._setup.policy.check_target(self._target)
+            payment = yield from self._take(begun)
+            if payment is None:
+                done, info = yield from self._balance.steps()
+                if done:
+                    return info
+                yield Drop()
+                self._balance.check_alone()
+        if payment is None:
+            found = yield from self._unpaid(begun)
+            if isinstance(found, _Done):
+                return found.info
+            return (yield from self._pay(found))
+        return (yield from self._pay(payment))
+
+    def _unpaid(self, begun: int) -> Generator[Step, Any, _Done | Payment | list[Offer]]:
+        """Send without any credential. The answer where it is the call's; else what to pay it with."""
+        policy = self._setup.policy
         answer = yield from self._send_unpaid()
-        challenge = yield from self._challenge(answer)
-        offers = challenge.offers(self._setup.policy.known) if challenge else []
-        if not offers:
-            return None
+        challenge = yield from challenge_of(answer)
+        offers = challenge.offers(policy.known) if challenge else []
+        sign_in = self._balance.challenge(challenge) if challenge else None
+        if not offers and sign_in is None:
+            return _Done(None)
         yield Drop()
-        self._setup.policy.check_target(self._target)
+        policy.check_target(self._target)
+        payment = yield from self._take(begun)
+        if payment is not None or (sign_in is None and not (yield from self._balance.resumes())):
+            return payment or offers
+        if offers:
+            policy.choose(offers, self._target)  # what is too dear is so from the balance, too
+        done, info = yield from self._balance.steps(sign_in)
+        if done or not offers:
+            return _Done(info)
+        yield Drop()
+        return offers
+
+    def _take(self, begun: int) -> Generator[Step, Any, Payment | None]:
         key = (self._target.fingerprint, self._setup.wallet.address, begun)
         found: Payment | None = yield Store(lambda: self._setup.journal.take(*key, self))
-        payment = found or (yield from self._sign(offers))
-        fresh = found is None
+        return found
+
+    def _pay(self, found: Payment | list[Offer]) -> Steps:
+        """Show an open payment, or sign one for an offer."""
+        fresh = not isinstance(found, Payment)
+        payment = found if isinstance(found, Payment) else (yield from self._sign(found))
         while True:
             answer = yield from self._show(payment, fresh=fresh)
             if answer.status != 402:
@@ -100,19 +147,11 @@ class Attempt:
         assert isinstance(result, Answer)
         return result
 
-    def _challenge(self, answer: Answer) -> Generator[Step, Any, Challenge | None]:
-        if answer.status != 402:
-            return None
-        found = read_challenge(answer.headers, None)
-        if found is None and says_json(answer.headers):
-            body: bytes | None = yield Body()
-            found = read_challenge(answer.headers, body)
-        return found
-
     def _sign(self, offers: list[Offer]) -> Generator[Step, Any, Payment]:
         """Policy, then the caps, the signature and the row in one transaction. Raises ``PolicyRefused``."""
         setup = self._setup
-        offer = setup.policy.choose(offers)
+        self._balance.check_alone()
+        offer = setup.policy.choose(offers, self._target)
         if setup.asks and not (yield Ask(proposal(offer, self._target))):
             raise PolicyRefused("the approve callback refused the payment")
         nonce = setup.nonces()
@@ -154,14 +193,14 @@ class Attempt:
         self._doubt = not fresh and payment.state != "refused"
         attempt = 0
         while True:
-            result: Answer | Lost = yield Send(payment, self._setup.read_timeout)
+            result: Answer | Lost = yield Send({payment.header: payment.value}, self._setup.read_timeout)
             again = isinstance(result, Lost) or result.status in AGAIN
             self._doubt |= result.sent if isinstance(result, Lost) else again
             if not again or attempt == self._setup.retries:
                 break
             if isinstance(result, Answer):
                 yield Drop()
-            yield Sleep(self._wait(result, attempt))
+            yield Sleep(wait(result, attempt, self._setup.backoff))
             attempt += 1
         if isinstance(result, Lost):
             yield from self._finish(payment, "unknown" if self._doubt else "refused", reason=repr(result.error))
@@ -170,18 +209,13 @@ class Attempt:
             raise _unknown(payment.reference) from result.error
         return result
 
-    def _wait(self, result: Answer | Lost, attempt: int) -> float:
-        said = result.headers.get("retry-after", "") if isinstance(result, Answer) else ""
-        seconds = int(said) if said.isascii() and said.isdigit() and len(said) < 6 else self._setup.backoff * 2**attempt
-        return min(float(seconds), WAIT_MAX)
-
     def _refused(self, payment: Payment, answer: Answer) -> Generator[Step, Any, list[Offer]]:
         """A 402 after a payment: the fresh offers where one more signature is allowed, else ``PaymentNotAccepted``.
 
         The x402 packages' servers answer so too when they don't know what became of a settlement, without a challenge,
         and when a payment is shown again whose money has moved, with one: both are ``PaymentOutcomeUnknown``.
         """
-        challenge = yield from self._challenge(answer)
+        challenge = yield from challenge_of(answer)
         yield Drop()
         receipt = read_receipt(answer.headers)
         said = (receipt.error_reason if receipt else "") or (challenge.parsed.error if challenge else "")
@@ -200,12 +234,16 @@ class Attempt:
         raise PaymentNotAccepted(f"the server refused {what}: {reason}", reference=payment.reference)
 
     def _end(self, payment: Payment, answer: Answer) -> Generator[Step, Any, PaymentInfo]:
-        info = read_payment(payment, answer.headers)
+        info = read_payment(
+            payment, answer.headers, self._setup.policy.known.get((payment.network, payment.asset.lower()))
+        )
         settled = info.receipt is not None and info.receipt.success
         state, refused = _state_after(answer, doubt=self._doubt or settled)
         if state != "accepted":
             reason = f"status {answer.status}"
             yield from self._finish(payment, state, transaction=info.transaction, reason=reason, refused=refused)
+        elif info.returned or self._target.top_up is not None:
+            self._setup.balance.sellers.learn(self._target.origin, network=payment.network)
         return info
 
     def _finish(
@@ -224,31 +262,33 @@ class Attempt:
     @property
     def is_open(self) -> bool:
         """Whether ``interrupted`` has something to write."""
-        return self._in_use is not None or bool(self._signing)
+        return self.in_use or bool(self._signing)
 
     @property
     def in_use(self) -> bool:
-        """Whether a payment waits for ``completed`` or ``interrupted``."""
-        return self._in_use is not None
+        """Whether a payment, or a call from the balance, waits for ``completed`` or ``interrupted``."""
+        return self._in_use is not None or self._balance.in_use
 
-    def completed(self, info: PaymentInfo) -> None:
+    def completed(self, info: PaymentInfo | None) -> None:
         """The answer's body has come, or was not wanted: the payment is accepted. Blocks."""
+        self._balance.completed(info)
         payment, self._in_use = self._in_use, None
-        if payment is not None:
+        if payment is not None and info is not None:
             self._write(payment.reference, "accepted", info.transaction, info.problem)
 
     def interrupted(self, error: BaseException) -> None:
         """The call ends before its answer did (M12): a payment that was shown stays open. Blocks."""
+        unknown = self._balance.interrupted(error)
         payment, self._in_use = self._in_use, None
-        if payment is None:
-            if self._signing and not isinstance(error, Exception):  # else the transaction was rolled back
-                self._write(self._signing, "refused", "", "never sent")
-            return
-        unknown = _unknown(payment.reference)
-        error.add_note(str(unknown))
-        if error.__cause__ is None:
-            error.__cause__ = unknown
-        self._write(payment.reference, "unknown", "", f"interrupted: {error!r}")
+        if payment is not None:
+            unknown = _unknown(payment.reference)
+            self._write(payment.reference, "unknown", "", f"interrupted: {error!r}")
+        elif self._signing and not isinstance(error, Exception):  # else the transaction was rolled back
+            self._write(self._signing, "refused", "", "never sent")
+        if unknown is not None:
+            error.add_note(str(unknown))
+            if error.__cause__ is None:
+                error.__cause__ = unknown
 
 
 def _unknown(reference: str, said: str = "") -> PaymentOutcomeUnknown:

@@ -18,15 +18,19 @@ from ..model import BYTES_NESTED_MAX
 from .challenge import has_payment
 from .core import Attempt, Setup
 from .policy import Target
+from .proofs import has_proof
 from .receipts import EXTENSION, PaymentInfo
 from .steps import Answer, Lost, Send
 
-__all__ = ["AsyncReplay", "End", "Exchange", "Family", "Head", "Replay", "is_ours"]
+__all__ = ["PROVES", "TOP_UP", "AsyncReplay", "End", "Exchange", "Family", "Head", "Replay", "is_ours"]
 
 BUFFER_MAX: Final = 1024 * 1024
 """Bytes of a request body of known length that are read into memory, so that it can be sent twice (M11)."""
 FIRST_ORIGIN: Final = "x402kit.first_origin"
 """Kept in a request's extensions, which a client hands on to the request that follows a redirect (M06)."""
+TOP_UP: Final = "x402kit.top_up"
+PROVES: Final = "x402kit.proves"
+"""What our client of wallet services says of its requests: ``Target.top_up`` and ``Target.proves``."""
 _SLICE: Final = 1024
 _FORM: Final = re.compile(r"multipart/form-data; boundary=([0-9a-f]{32})\Z")
 """A form whose boundary httpx has drawn. One that the caller chose stays."""
@@ -53,10 +57,10 @@ class Family:
 def is_ours(family: Family, setup: Setup, request: httpx.Request) -> bool:
     """Whether the core handles a request; its body is then in memory, or short and of known length.
 
-    Not ours: one that carries a payment of the caller's own, and a stream to a host that is never paid. Raises
-    ``UnreplayableBody`` for other streams, before any I/O.
+    Not ours: one that carries a payment or a wallet proof of the caller's own, and a stream to a host that is never
+    paid. Raises ``UnreplayableBody`` for other streams, before any I/O.
     """
-    if has_payment(request.headers):
+    if has_payment(request.headers) or has_proof(request.headers):
         return False
     length = request.headers.get("content-length", "")
     is_short = length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= BUFFER_MAX
@@ -99,8 +103,20 @@ def _target(request: httpx.Request) -> Target:
     place = origin + url.raw_path.decode("ascii")
     parts = (request.method.encode(), place.encode(), request.content)
     fingerprint = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
-    first: str = request.extensions[FIRST_ORIGIN]
-    return Target(request.method, place, _host(url), _port(url), url.scheme == "https", fingerprint, origin, first)
+    hints = request.extensions
+    return Target(
+        request.method,
+        place,
+        _host(url),
+        _port(url),
+        url.scheme == "https",
+        fingerprint,
+        origin,
+        first_origin=hints[FIRST_ORIGIN],
+        key=request.headers.get("idempotency-key", ""),
+        top_up=hints.get(TOP_UP),
+        proves=hints.get(PROVES) is True,
+    )
 
 
 def _longer(timeout: Any, least: float) -> dict[str, Any]:
@@ -122,12 +138,12 @@ class Exchange:
         self.attempt = Attempt(setup, _target(self._request))
 
     def outgoing(self, step: Send) -> httpx.Request:
-        """The client's request, or a copy with the payment: its own headers stay without one (M06)."""
+        """The client's request, or a copy with the payment or the proof: its own headers stay without one (M06)."""
         request = self._request
-        if step.payment is None:
+        if not step.headers:
             return request
         headers = request.headers.copy()
-        headers[step.payment.header] = step.payment.value
+        headers.update(step.headers)
         extensions = {**request.extensions, "timeout": _longer(request.extensions.get("timeout"), step.read_timeout)}
         return self._family.request(
             request.method, request.url, headers=headers, stream=request.stream, extensions=extensions
@@ -159,14 +175,12 @@ class Exchange:
     def finished(self, info: PaymentInfo | None) -> tuple[httpx.Response, End | None]:
         """The answer for the client, and what its body must call at its end, where a payment waits for that."""
         assert self.response is not None
-        if info is None:
-            return self.response, None
-        self.response.extensions = {**self.response.extensions, EXTENSION: info}
-        paid = info
+        if info is not None:
+            self.response.extensions = {**self.response.extensions, EXTENSION: info}
 
         def end(error: BaseException | None) -> None:
             if error is None:
-                self.attempt.completed(paid)
+                self.attempt.completed(info)
             else:
                 self.attempt.interrupted(error)
 

@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError, PayerError, TooDear
+from . import journal_calls
+from .journal_calls import BalanceCall
 from .journal_file import connect
 
 __all__ = ["Journal", "Payment"]
@@ -205,9 +207,13 @@ class Journal:
                 db.execute(_UNCOUNT, (micros, payer, period))
         if rows:
             db.execute(f"UPDATE payments SET state = 'released', value = '' {_OVER}", {"now": now})
+        self._purge(db, now)
+
+    def _purge(self, db: sqlite3.Connection, now: int) -> None:
         if self._writes % PURGE_EVERY == 0:
             before = now - (KEEP_IN_MEMORY if self._path is None else KEEP)
             db.execute("DELETE FROM payments WHERE created_at < ? AND valid_before < ?", (before, now - SHOWN_LATE))
+            journal_calls.purge(db, min(before, now - SHOWN_LATE))
         self._writes += 1
 
     def finish(
@@ -222,6 +228,31 @@ class Journal:
         with self._writing() as db:
             self._live.pop(reference, None)
             db.execute(_FINISH, values)
+
+    def begin_call(self, draft: BalanceCall, holder: object) -> BalanceCall:
+        """The open call from the balance for the same request, leased to ``holder``, or ``draft`` as a new row."""
+        now = draft.created_at
+        with self._writing() as db:
+            self._purge(db, now)
+            begun = journal_calls.begin(db, draft, self._owner, now + LEASE, self._in_use)
+            self._live[begun.reference] = holder
+        return begun
+
+    def has_open_call(self, fingerprint: bytes, payer: str, now: int) -> bool:
+        """Whether a call from the balance is open for this request."""
+        with self._locked() as db:
+            return journal_calls.find(db, fingerprint, payer, now, self._in_use) is not None
+
+    def end_call(self, reference: str, state: str, now: int, *, charged: int | None = None, reason: str = "") -> None:
+        """The call is over: end its lease, and write what became of it."""
+        with self._writing() as db:
+            self._live.pop(reference, None)
+            journal_calls.end(db, reference, state, now, charged, reason)
+
+    def calls(self, *, only_open: bool = False) -> list[BalanceCall]:
+        """The calls from the balance, oldest first."""
+        with self._locked() as db:
+            return journal_calls.calls(db, only_open=only_open)
 
     def payments(self, *, only_open: bool = False) -> list[Payment]:
         """The rows, oldest first; ``only_open``: those that are not closed."""

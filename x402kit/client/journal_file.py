@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
+from . import journal_calls
 
 __all__ = ["connect"]
 
@@ -46,6 +47,8 @@ def connect(path: Path | None) -> sqlite3.Connection:
         for statement in _SCHEMA.split(";"):
             db.execute(statement)
         version = _VERSION
+    if version == _VERSION:
+        journal_calls.make_table(db)
     db.execute("COMMIT")
     if version != _VERSION:
         db.close()

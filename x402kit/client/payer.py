@@ -14,9 +14,12 @@ import httpx
 from ..errors import ConfigError, MissingExtra
 from ..money import Usd
 from . import families
+from .balance import Balance, BalanceSetup
 from .core import Setup
 from .journal import Journal, Payment
+from .journal_calls import BalanceCall
 from .policy import MICRO, Limits, Policy
+from .sellers import Sellers
 from .transport import Approve
 from .wallets import Account, AccountWallet, KeyWallet, Wallet
 
@@ -32,11 +35,13 @@ class Payer:
     """Pays x402 calls by itself, within ``limits``; safe to share between threads, and its file between processes.
 
     ``evm_key`` (hex) or ``evm_account`` (an ``eth_account`` account) signs. ``journal`` is a file's path; without it
-    what was signed is known only as long as the object lives. ``approve`` is asked before each signature, sync or, in
-    async clients, async. ``max_validity``: the most seconds that an authorization lives. ``max_signatures=2`` lets a
-    402 after a payment lead to one more. ``retries``: how often a payment is shown again after a lost answer, 409 or
-    5xx, waiting ``backoff`` seconds and then twice that, or what Retry-After says. ``read_timeout``: the least seconds
-    for a paid answer, whatever the client's own (I-12). Raises ``ConfigError``.
+    what was signed is known only as long as the object lives. ``approve`` is asked before each payment is signed, sync
+    or, in async clients, async. ``balance``: "first" pays from the prepaid balance where a seller keeps one, and by a
+    payment where that is too low; "only" never by a payment; "off". ``max_validity``: the most seconds that an
+    authorization lives. ``max_signatures=2`` lets a 402 after a payment lead to one more. ``retries``: how often a
+    payment is shown again after a lost answer, 409 or 5xx, waiting ``backoff`` seconds and then twice that, or what
+    Retry-After says. ``read_timeout``: the least seconds for a paid answer, whatever the client's own (I-12). Raises
+    ``ConfigError``.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Payer:
         limits: Limits | None = None,
         journal: str | os.PathLike[str] | None = None,
         approve: Approve | None = None,
+        balance: Balance = "off",
         allow_insecure: bool = False,
         max_validity: int = 600,
         max_signatures: int = 1,
@@ -57,11 +63,15 @@ class Payer:
     ) -> None:
         if max_signatures not in (1, 2) or max_validity < 1 or retries < 0 or backoff < 0:
             raise ConfigError("max_signatures is 1 or 2; max_validity, retries and backoff are not negative")
+        if balance not in ("off", "first", "only"):
+            raise ConfigError(f'balance is "off", "first" or "only", not {balance!r}')
         self._approve = approve
+        wallet = _wallet(evm_key, evm_account)
+        policy, rows = Policy(limits or Limits(), allow_insecure=allow_insecure), Journal(journal)
         self._setup = Setup(
-            wallet=_wallet(evm_key, evm_account),
-            policy=Policy(limits or Limits(), allow_insecure=allow_insecure),
-            journal=Journal(journal),
+            wallet=wallet,
+            policy=policy,
+            journal=rows,
             clock=clock,
             asks=approve is not None,
             max_validity=max_validity,
@@ -69,6 +79,7 @@ class Payer:
             retries=retries,
             backoff=backoff,
             read_timeout=read_timeout,
+            balance=BalanceSetup(balance, wallet, policy, rows, Sellers(), lambda: int(clock()), retries, backoff),
         )
 
     @property
@@ -114,9 +125,15 @@ class Payer:
         """The journal's rows, oldest first; ``only_open``: those whose outcome is not certain."""
         return self._setup.journal.payments(only_open=only_open)
 
+    def balance_calls(self, *, only_open: bool = False) -> list[BalanceCall]:
+        """The journal's calls from a balance, oldest first; ``only_open``: those whose outcome is not certain."""
+        return self._setup.journal.calls(only_open=only_open)
+
     def give_up(self, reference: str) -> None:
-        """Show an open payment no more; its budget stays counted, and the next such call signs anew."""
+        """Show an open payment, or use an open call's key, no more. A payment's budget stays counted; the next
+        identical call signs anew, or is charged anew."""
         self._setup.journal.finish(reference, "given up", self._setup.now())
+        self._setup.journal.end_call(reference, "given up", self._setup.now())
 
     def close(self) -> None:
         """Close the journal. Transports that still use it fail before they sign."""

@@ -98,6 +98,22 @@ class Target:
     origin: str
     first_origin: str
     """Where the caller's call began, before the client followed redirects."""
+    key: str = ""
+    """The caller's own Idempotency-Key."""
+    top_up: int | None = None
+    """For a top-up that the caller asked for: the most that it may cost, in place of ``per_call``, in micros."""
+    proves: bool = False
+    """A call to a wallet service, which takes a proof alone."""
+
+    @property
+    def route(self) -> str:
+        """What is remembered of prices."""
+        return f"{self.method} {self.url.partition('?')[0]}"
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is nothing that may not happen twice."""
+        return self.proves and self.method == "GET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +145,12 @@ class Policy:
         added = [asset for asset in limits.assets or () if isinstance(asset, Asset)]
         self.known = {_key(asset): asset for asset in (*DEFAULTS.values(), *added)}
         self._allowed = self._filter(limits)
+        named = [caip2(network) for network in limits.networks or ()] or list(DEFAULTS)
+        allowed = {network for network, _ in self._allowed}
+        self.networks = tuple(network for network in dict.fromkeys(named) if network in allowed) or tuple(
+            sorted(allowed)
+        )
+        """CAIP-2, whose wallets may prove themselves; the first is meant where a seller does not say."""
 
     def _filter(self, limits: Limits) -> frozenset[tuple[str, str]]:
         keys = set(self.known)
@@ -153,6 +175,30 @@ class Policy:
         """Whether a host is in ``hosts``, where those are set."""
         return self._hosts is None or host in self._hosts or f"{host}:{port}" in self._hosts
 
+    def names_host(self, host: str, port: int | None) -> bool:
+        """Whether ``hosts`` are set, and this is one of them."""
+        return self._hosts is not None and self.allows_host(host, port)
+
+    def permits(self, target: Target) -> bool:
+        """Whether ``check_target`` lets it pass."""
+        try:
+            self.check_target(target)
+        except PolicyRefused:
+            return False
+        return True
+
+    def asset_on(self, network: str) -> Asset | None:
+        """The asset that a balance on a network is taken to be in: the one that dollars mean there, or else the only
+        one that the caller has added."""
+        found = [asset for key, asset in self.known.items() if key[0] == network]
+        return DEFAULTS.get(network) or (found[0] if len(found) == 1 else None)
+
+    def over_call_cap(self, amount: int | None, asset: Asset | None) -> bool:
+        """Whether a call from the balance could cost more than ``per_call``."""
+        if amount is None or asset is None or self.caps.call is None:
+            return False
+        return to_micros(amount, asset) > self.caps.call
+
     def check_target(self, target: Target) -> None:
         """Decisions 1 and 2 of the table. Raises ``PolicyRefused``."""
         if not self._allow_insecure and not target.secure:
@@ -164,19 +210,20 @@ class Policy:
         if self._hosts is None and target.origin != target.first_origin:
             raise PolicyRefused(f"redirected from {target.first_origin} to {target.origin}; Limits.hosts can permit it")
 
-    def choose(self, offers: Sequence[Offer]) -> Offer:
+    def choose(self, offers: Sequence[Offer], target: Target) -> Offer:
         """Decisions 3 and 4: the server's order decides. Raises ``NothingPayable``, ``TooDear``."""
         allowed = [offer for offer in offers if _key(offer.asset) in self._allowed]
         if not allowed:
             raise NothingPayable("no offer is in a network and an asset that Limits allows")
         for offer in allowed:
-            if self._affordable(offer):
+            if self._affordable(offer, target.top_up if target.top_up is not None else self.caps.call):
                 return offer
         cheapest = min(to_micros(offer.terms.amount, offer.asset) for offer in allowed)
-        raise TooDear(f"the price ${format_units(cheapest, MICRO)} is above Limits.per_call")
+        limit = "Limits.per_call" if target.top_up is None else f"${format_units(target.top_up, MICRO)}"
+        raise TooDear(f"the price ${format_units(cheapest, MICRO)} is above {limit}")
 
-    def _affordable(self, offer: Offer) -> bool:
-        amount, cap = offer.terms.amount, self.caps.call
+    def _affordable(self, offer: Offer, cap: int | None) -> bool:
+        amount = offer.terms.amount
         micros = to_micros(amount, offer.asset)
         return amount <= MAX_AMOUNT and micros <= MAX_AMOUNT // 2 and (cap is None or micros <= cap)
 

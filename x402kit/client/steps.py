@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .journal import Payment
 from .policy import Proposal
 from .receipts import PaymentInfo
 
@@ -31,9 +30,9 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the request, with this payment header if there is one; → Answer or Lost."""
+    """Send the request, with these headers (of a payment, of a proof) set; → Answer or Lost."""
 
-    payment: Payment | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
     read_timeout: float = 0.0
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, Final, Protocol
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingExtra
 from ..model import Json
 from ..money import Asset
 from ..networks import evm
+from ..networks.evm_message import message_digest
 
 __all__ = ["Account", "AccountWallet", "KeyWallet", "Wallet", "authorize"]
 
@@ -25,13 +26,17 @@ _TYPES: Final = {"TransferWithAuthorization": [{"name": name, "type": kind} for 
 
 
 class Wallet(Protocol):
-    """An EVM address and its signature over EIP-3009's TransferWithAuthorization."""
+    """An EVM address, and its signatures: over EIP-3009's TransferWithAuthorization, and over a message (EIP-191)."""
 
     @property
     def address(self) -> str: ...
 
     def sign(self, transfer: evm.Transfer, asset: Asset) -> bytes:
         """The signature's bytes, for the domain of ``asset`` as our own table has it."""
+        ...
+
+    def sign_message(self, message: bytes) -> bytes:
+        """The signature's bytes over ``personal_sign``'s digest of a message."""
         ...
 
 
@@ -63,12 +68,15 @@ class KeyWallet:
     def sign(self, transfer: evm.Transfer, asset: Asset) -> bytes:
         return evm.sign_digest(self._key, evm.digest(transfer, asset))
 
+    def sign_message(self, message: bytes) -> bytes:
+        return evm.sign_digest(self._key, message_digest(message))
+
     def __repr__(self) -> str:
         return f"KeyWallet({self.address})"
 
 
 class AccountWallet:
-    """Signs through ``account.sign_typed_data`` (EIP-712)."""
+    """Signs through ``account.sign_typed_data`` (EIP-712), and messages through its ``sign_message``."""
 
     __slots__ = ("_account", "address")
 
@@ -92,6 +100,16 @@ class AccountWallet:
             "nonce": transfer.nonce,
         }
         return bytes(self._account.sign_typed_data(domain, _TYPES, message).signature)
+
+    def sign_message(self, message: bytes) -> bytes:
+        signs: Any = getattr(self._account, "sign_message", None)
+        if signs is None:
+            raise ConfigError("evm_account has no sign_message; a balance needs it")
+        try:
+            from eth_account.messages import encode_defunct
+        except ImportError as e:
+            raise MissingExtra("evm", "eth-account") from e
+        return bytes(signs(encode_defunct(primitive=message)).signature)
 
     def __repr__(self) -> str:
         return f"AccountWallet({self.address})"

@@ -1,0 +1,124 @@
+"""Wallet proofs as a payer makes them, and what a server's refusal of one looks like. Pure.
+
+Two kinds (wire.md 4, 8.1). Our own, in one round trip: a SIWE text bound to the origin's domain and URI, with a nonce
+of ours, good for five minutes. And the answer to a 402's ``sign-in-with-x`` challenge, with the server's nonce; that is
+signed only when its domain and URI are those of the place that it came from, or who relays a challenge of somebody
+else's would get a proof that is good there (F02).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from ..model import Json
+from ..protocols.encoding import parse_object
+from ..protocols.siwx import EXTENSION, PROOF_HEADERS, build_message, encode_proof
+from ..protocols.x402 import encode_header
+from .policy import Target
+from .wallets import Wallet
+
+__all__ = ["LIFE", "SignInChallenge", "find_challenge", "has_proof", "is_refusal", "own_proof", "server_time"]
+
+LIFE: Final = 300
+"""Seconds that a proof of ours lives."""
+STATEMENT: Final = "Sign in to use a prepaid balance."
+_URI_MAX: Final = 1024
+_PROOF_NAMES: Final = frozenset(name.decode() for name in PROOF_HEADERS)
+_REFUSALS: Final = ("proof-refused", "proof-used", "invalid_siwx", "X402_SIGN_IN_")
+
+
+@dataclass(frozen=True, slots=True)
+class SignInChallenge:
+    """A server's challenge that is for us to answer, and the network whose wallet answers it."""
+
+    info: Json
+    network: str
+
+    def answer(self, wallet: Wallet) -> str:
+        """The header's value. Raises ``ValueError`` for a text that brings lines of its own."""
+        message = build_message(self.info, wallet.address, self.network)
+        signature = "0x" + wallet.sign_message(message.encode()).hex()
+        return encode_proof(self.info, wallet.address, self.network, signature)
+
+
+def find_challenge(extensions: Mapping[str, Any], target: Target, networks: Collection[str]) -> SignInChallenge | None:
+    """The challenge in a 402's extensions; None where there is none, or it is not for this origin or these networks."""
+    found = _object(extensions.get(EXTENSION))
+    info = _object(found.get("info"))
+    chains = found.get("supportedChains")
+    if not _is_here(info, target) or not isinstance(chains, list):
+        return None
+    for chain in chains:  # pyright: ignore[reportUnknownVariableType]  # JSON
+        network = _object(chain).get("chainId")
+        if isinstance(network, str) and network in networks and _object(chain).get("type") == "eip191":
+            return _readable(SignInChallenge(info, network))
+    return None
+
+
+def _readable(challenge: SignInChallenge) -> SignInChallenge | None:
+    try:
+        build_message(challenge.info, "0x" + "0" * 40, challenge.network)
+    except ValueError:
+        return None
+    return challenge
+
+
+def _is_here(info: Json, target: Target) -> bool:
+    uri = info.get("uri")
+    domain = target.origin.partition("://")[2]
+    if info.get("domain") != domain or not isinstance(uri, str) or not uri.startswith(target.origin):
+        return False
+    return uri[len(target.origin) :][:1] in ("", "/", "?", "#")
+
+
+def _object(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]  # JSON
+
+
+def own_proof(wallet: Wallet, target: Target, network: str, now: int, nonce: str) -> str:
+    """A header's value for one request, good for ``LIFE`` seconds from ``now`` on."""
+    uri = target.url.partition("?")[0]
+    info = {
+        "domain": target.origin.partition("://")[2],
+        "uri": uri if len(uri) <= _URI_MAX else target.origin + "/",
+        "statement": STATEMENT,
+        "version": "1",
+        "nonce": nonce,
+        "issuedAt": _time(now),
+        "expirationTime": _time(now + LIFE),
+    }
+    message = build_message(info, wallet.address, network)
+    signature = "0x" + wallet.sign_message(message.encode()).hex()
+    return encode_header({"address": wallet.address, "message": message, "signature": signature, "chainId": network})
+
+
+def _time(now: int) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def has_proof(names: Mapping[str, str]) -> bool:
+    """Whether the caller's own request carries a wallet proof already; such a request is none of our business."""
+    return any(name in names for name in _PROOF_NAMES)
+
+
+def is_refusal(body: bytes | None) -> bool:
+    """Whether a 401 or 403 is about the proof (ours: proof-refused, proof-used; Venice's codes), and not the app's."""
+    try:
+        said = parse_object(body or b"", floats=True)
+    except ValueError:
+        return False
+    words = (said.get(name) for name in ("title", "reason", "code", "error"))
+    return any(isinstance(word, str) and word.startswith(_REFUSALS) for word in words)
+
+
+def server_time(headers: Mapping[str, str]) -> int | None:
+    """The server's clock, from its Date header."""
+    try:
+        found = parsedate_to_datetime(headers.get("date", ""))
+    except ValueError:
+        return None
+    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
