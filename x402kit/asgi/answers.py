@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
@@ -147,7 +148,7 @@ def with_common(given: Iterable[tuple[bytes, bytes]], ours: Collection[bytes]) -
 
 def pack_headers(headers: Headers) -> bytes:
     """An answer's headers as they are kept for a replay: name and value in turn. What holds a NUL is no header."""
-    packed = b"\0".join([part for pair in headers for part in pair])
+    packed = b"\0".join(chain.from_iterable(headers))
     if not headers or packed.count(b"\0") < 2 * len(headers):
         return packed
     return pack_headers([(k, v) for k, v in headers if b"\0" not in k + v])

@@ -116,6 +116,10 @@ def domain_separator(asset: Asset) -> bytes:
 
 def digest(transfer: Transfer, asset: Asset) -> bytes:
     """What the payer signs: EIP-712 over EIP-3009's TransferWithAuthorization."""
+    return _digest(transfer, domain_separator(asset))
+
+
+def _digest(transfer: Transfer, domain: bytes) -> bytes:
     type_hash = _hashed.get("type")
     if type_hash is None:
         type_hash = _hashed["type"] = keccak(_TYPE)
@@ -130,7 +134,7 @@ def digest(transfer: Transfer, asset: Asset) -> bytes:
             transfer.nonce,
         )
     )
-    return keccak(b"\x19\x01" + domain_separator(asset) + keccak(struct))
+    return keccak(b"\x19\x01" + domain + keccak(struct))
 
 
 @functools.cache
@@ -167,13 +171,15 @@ def address_of(private_key: bytes) -> str:
     return checksum(_address(_coincurve().PrivateKey(private_key).public_key))
 
 
-@functools.lru_cache(maxsize=256)
 def is_eoa_signature(transfer: Transfer, asset: Asset) -> bool:
-    """Whether the signature is by the key of ``from`` itself; decided by libsecp256k1, offline.
+    """Whether the signature is by the key of ``from`` itself; decided by libsecp256k1, offline."""
+    return len(transfer.signature) == 65 and _is_by_payer(transfer, domain_separator(asset))
 
-    Remembered, because check, simulation and settlement all ask.
-    """
-    return len(transfer.signature) == 65 and recover(digest(transfer, asset), transfer.signature) == transfer.payer
+
+@functools.lru_cache(maxsize=256)
+def _is_by_payer(transfer: Transfer, domain: bytes) -> bool:
+    """Remembered, because check, simulation and settlement all ask."""
+    return recover(_digest(transfer, domain), transfer.signature) == transfer.payer
 
 
 def _time(value: object) -> int:
