@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -14,8 +14,9 @@ from starlette.routing import Route
 
 from x402kit import Paywall
 from x402kit.asgi.gate import Gate
-from x402kit.ledger.port import ClaimStore
-from x402kit.model import Authorization, Claim, Intent, Json, Outcome, PaymentRequirements
+from x402kit.ledger.port import Store
+from x402kit.ledger.sqlite import SQLiteStore
+from x402kit.model import Authorization, Claim, Hold, Intent, Json, Outcome, PaymentRequirements
 from x402kit.networks import EvmRail, evm
 from x402kit.networks.assets import DEFAULTS
 from x402kit.networks.port import Nonces
@@ -57,17 +58,11 @@ class StubbedChain(EvmRail):
         return await self.outcome(claim)
 
 
-class NoLedger:
-    """A ``ClaimStore`` that keeps nothing and agrees with every move: the gate without the durable claim."""
+class NoLedger(SQLiteStore):
+    """A store that keeps no claim and agrees with every move: the gate without the durable claim."""
 
-    async def start(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
-    async def secret(self) -> bytes:
-        return bytes(32)
+    def __init__(self) -> None:
+        super().__init__(":memory:")
 
     async def get(self, payment_id: str) -> Claim | None:
         return None
@@ -75,31 +70,10 @@ class NoLedger:
     async def claim(self, claim: Claim) -> Claim:
         return claim
 
-    async def take(self, payment_id: str, state: str, owner: str) -> Claim | None:
-        return None
-
     async def move(self, payment_id: str, move: str, owner: str | None = None, **columns: Any) -> bool:
         return True
 
-    async def note(self, payment_id: str, **columns: Any) -> None:
-        pass
-
     async def release(self, payment_id: str, owner: str) -> None:
-        pass
-
-    async def due(self, now: int, limit: int = 1000) -> list[Claim]:
-        return []
-
-    async def expired(self, now: int, limit: int = 100) -> list[Claim]:
-        return []
-
-    async def prune(self, now: int) -> int:
-        return 0
-
-    async def take_nonce(self, wallet: str, holder: str, floor: int) -> int:
-        return floor
-
-    async def free_nonces(self, holder: str, wallet: str = "", nonce: int = -1) -> None:
         pass
 
 
@@ -142,11 +116,10 @@ def bare_app() -> Starlette:
     return Starlette(routes=[Route("/free", _weather)])
 
 
-def paid_app(
-    ledger: str | ClaimStore, *, origin: str = ORIGIN, networks: Sequence[str] = NETWORKS
-) -> tuple[Paywall, Gate]:
+def paid_app(ledger: str | Store, *, origin: str = ORIGIN, networks: Sequence[str] = NETWORKS) -> tuple[Paywall, Gate]:
     """The same handler behind our gate: ``/free`` and, for a cent, ``/weather``."""
     rails = [StubbedChain(network, pay_to=PAY_TO) for network in networks]
-    paywall = Paywall(rails, ledger, origin=origin)
+    # Of a store's parts it needs those of a claim alone: nothing here is paid from a balance.
+    paywall = Paywall(rails, ledger if isinstance(ledger, str) else cast("Store", ledger), origin=origin)
     priced = paywall.paid("$0.01")(_weather)
     return paywall, paywall.protect(Starlette(routes=[Route("/free", _weather), Route("/weather", priced)]))

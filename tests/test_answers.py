@@ -28,12 +28,12 @@ def _claim(headers: list[tuple[bytes, bytes]]) -> Claim:
 
 def test_kept_headers_come_back_in_their_order_and_as_often_as_they_were() -> None:
     headers = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2"), (b"x-empty", b""), (b"payment-response", b"r")]
-    again = replay(_claim(headers), 2)
+    again = replay(_claim(headers), None)
     assert again.headers == [*headers, (b"payment-replayed", b"true")]
     assert (again.status, again.body) == (201, b"kept")
 
 
 def test_a_header_with_a_nul_is_not_kept_and_spoils_no_other() -> None:
     headers = [(b"x-a", b"1"), (b"x-bad", b"v\0set-cookie\0stolen"), (b"payment-response", b"r")]
-    assert replay(_claim(headers), 2).headers[:2] == [(b"x-a", b"1"), (b"payment-response", b"r")]
+    assert replay(_claim(headers), None).headers[:2] == [(b"x-a", b"1"), (b"payment-response", b"r")]
     assert pack_headers([]) == b""
