@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from . import calls, cpu, durable, imports, ledger, over_http
+from . import balance, calls, cpu, durable, imports, ledger, over_http
 from .processes import Probe
 from .results import Row, table
 
@@ -25,6 +25,10 @@ async def _durable(_: Probe | None) -> list[Row]:
     return await durable.measure()
 
 
+async def _balance(_: Probe | None) -> list[Row]:
+    return await balance.measure()
+
+
 async def _ledger(_: Probe | None) -> list[Row]:
     return await ledger.measure()
 
@@ -36,6 +40,7 @@ async def _http(peer: Probe | None) -> list[Row]:
 PARTS: Final[dict[str, Part]] = {
     "cpu": cpu.measure,
     "durable": _durable,
+    "balance": _balance,
     "ledger": _ledger,
     "calls": calls.measure,
     "imports": _imports,

@@ -22,8 +22,8 @@ _HEADERS: Final = [
 ]
 
 
-def scope(path: str, payment: bytes | None = None) -> Scope:
-    """A GET of ``path``, with a payment or without."""
+def scope(path: str, credential: bytes | None = None, name: bytes = b"payment-signature") -> Scope:
+    """A GET of ``path``, with a credential or without; ``name`` is its header."""
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -36,7 +36,7 @@ def scope(path: str, payment: bytes | None = None) -> Scope:
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
-        "headers": _HEADERS if payment is None else [*_HEADERS, (b"payment-signature", payment)],
+        "headers": _HEADERS if credential is None else [*_HEADERS, (name, credential)],
         "state": {},
     }
 
@@ -56,15 +56,17 @@ async def call(app: ASGIApp, request: Scope) -> list[Message]:
     return sent
 
 
-async def drive(app: ASGIApp, path: str, payments: Iterable[bytes | None], at_once: int) -> set[int]:
-    """One request for each payment (None: without one), so many at a time; the statuses that came."""
-    turn = iter(payments)
+async def drive(
+    app: ASGIApp, path: str, credentials: Iterable[bytes | None], at_once: int, name: bytes = b"payment-signature"
+) -> set[int]:
+    """One request for each credential (None: without one), so many at a time; the statuses that came."""
+    turn = iter(credentials)
     seen: set[int] = set()
 
     async def work() -> None:
-        for payment in turn:
+        for shown in turn:
             # A copy: as warm in the caches as what a server has just read from its socket.
-            request = scope(path, payment if payment is None else bytes(bytearray(payment)))
+            request = scope(path, shown if shown is None else bytes(bytearray(shown)), name)
             seen.add((await call(app, request))[0]["status"])
 
     await asyncio.gather(*(work() for _ in range(at_once)))

@@ -16,7 +16,7 @@ from x402kit import Paywall
 from x402kit.asgi.gate import Gate
 from x402kit.ledger.port import Store
 from x402kit.ledger.sqlite import SQLiteStore
-from x402kit.model import Authorization, Claim, Hold, Intent, Json, Outcome, PaymentRequirements
+from x402kit.model import Authorization, Claim, Intent, Json, Outcome, PaymentRequirements
 from x402kit.networks import EvmRail, evm
 from x402kit.networks.assets import DEFAULTS
 from x402kit.networks.port import Nonces

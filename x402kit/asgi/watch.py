@@ -50,8 +50,9 @@ class Watch:
 
     async def _listen(self) -> Message:
         message = await self._receive()
-        while message["type"] != "http.disconnect":
-            message = await self._receive()
+        if message["type"] != "http.disconnect":
+            # A server that gives more than the body was long, at once and for ever, says nothing of its caller.
+            await self._loop.create_future()
         self._gone()
         return message
 
