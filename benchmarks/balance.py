@@ -14,7 +14,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from x402kit import Paywall
-from x402kit.model import Account
+from x402kit.model import Account, Json
 from x402kit.networks import evm
 from x402kit.networks.assets import DEFAULTS
 from x402kit.networks.evm_message import message_digest
@@ -35,7 +35,10 @@ ROUNDS: Final = 5
 CHUNKS: Final = 5000
 _NETWORK: Final = NETWORKS[0]
 _EVENT: Final = {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "word "}}]}
-_USAGE: Final = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": CHUNKS, "total_tokens": 9 + CHUNKS}}
+_USAGE: Final[Json] = {
+    "choices": [],
+    "usage": {"prompt_tokens": 9, "completion_tokens": CHUNKS, "total_tokens": 9 + CHUNKS},
+}
 _BODY: Final = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "hello"}]}).encode()
 
 

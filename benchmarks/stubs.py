@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -119,7 +119,6 @@ def bare_app() -> Starlette:
 def paid_app(ledger: str | Store, *, origin: str = ORIGIN, networks: Sequence[str] = NETWORKS) -> tuple[Paywall, Gate]:
     """The same handler behind our gate: ``/free`` and, for a cent, ``/weather``."""
     rails = [StubbedChain(network, pay_to=PAY_TO) for network in networks]
-    # Of a store's parts it needs those of a claim alone: nothing here is paid from a balance.
-    paywall = Paywall(rails, ledger if isinstance(ledger, str) else cast("Store", ledger), origin=origin)
+    paywall = Paywall(rails, ledger, origin=origin)
     priced = paywall.paid("$0.01")(_weather)
     return paywall, paywall.protect(Starlette(routes=[Route("/free", _weather), Route("/weather", priced)]))

@@ -140,10 +140,11 @@ def find_mounted(app: Any, kind: type[M], prefix: str = "") -> Iterator[tuple[st
         if not isinstance(route, Mount) or "{" in route.path:
             continue
         path = prefix + route.path
-        if isinstance(route.app, kind):
-            yield path, route.app
+        inner: Any = route.app
+        if isinstance(inner, kind):
+            yield path, inner
         else:
-            yield from find_mounted(route.app, kind, path)
+            yield from find_mounted(inner, kind, path)
 
 
 def _known(route: Any) -> bool:
