@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ class PaidCall:
     """
 
     __slots__ = (
+        "_request_id",
         "amount",
         "asset",
         "cost",
@@ -33,7 +35,6 @@ class PaidCall:
         "network",
         "payer",
         "receipt",
-        "request_id",
         "resource",
         "source",
         "usage",
@@ -60,12 +61,19 @@ class PaidCall:
         self.resource = resource
         self.receipt = receipt
         self.source = source
-        self.request_id = request_id
+        self._request_id = request_id
         self.job = job
         self.entry = entry
         self.usage: Usage | None = None
         self.cost: Usd | None = None
         self.job_seconds: int | None = None
+
+    @property
+    def request_id(self) -> str:
+        """Made when it is first asked for, where the call has none yet: most calls are never asked for it (5 µs)."""
+        if not self._request_id:
+            self._request_id = f"req_{secrets.token_urlsafe(18)}"
+        return self._request_id
 
     def report(self, usage: Usage | Mapping[str, Any] | None = None, *, cost: str | Usd | None = None) -> None:
         """Say what the call used, or what it costs: it counts instead of what the answer states. The last word counts.

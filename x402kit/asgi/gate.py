@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -225,7 +224,6 @@ class Gate:
     @staticmethod
     def _paid(request: PricedRequest, sale: Sale) -> PaidCall:
         receipt = sale.receipt
-        request_id = sale.hold.request_id if isinstance(sale, BalanceSale) else f"req_{secrets.token_urlsafe(18)}"
         return PaidCall(
             receipt.payer,
             sale.amount,
@@ -234,7 +232,7 @@ class Gate:
             request.resource.id,
             receipt if sale.settled else None,
             source=sale.source,
-            request_id=request_id,
+            request_id=sale.hold.request_id if isinstance(sale, BalanceSale) else "",
             job=sale.job,
         )
 
