@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ERROR", "INTERRUPTED", "OK", "REFUSED", "TOO_DEAR", "UNKNOWN", "USAGE"]
+__all__ = ["ERROR", "INTERRUPTED", "OK", "REFUSED", "TOO_DEAR", "UNKNOWN", "UNREACHABLE", "USAGE"]
 
 OK: Final = 0
 ERROR: Final = 1
@@ -14,4 +14,6 @@ REFUSED: Final = 3
 TOO_DEAR: Final = 4
 UNKNOWN: Final = 5
 """A payment was shown and its outcome is not certain."""
+UNREACHABLE: Final = 6
+"""The ledger is there and does not answer, or is busy for too long; nothing is known of what it holds."""
 INTERRUPTED: Final = 130
