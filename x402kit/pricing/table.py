@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -150,7 +149,7 @@ class Models(Mapping[str, Price]):
         """Read a ``.toml`` or ``.json`` file. Raises ``ConfigError``."""
         path = Path(path)
         readers: dict[str, Callable[[bytes], Table]] = {
-            ".toml": lambda data: tomllib.loads(data.decode()),
+            ".toml": _read_toml,
             ".json": lambda data: parse_object(data, floats=True),
         }
         if path.suffix not in readers:
@@ -225,3 +224,9 @@ def _public(name: str, given: Table, kind: _Kind) -> dict[str, Any]:
     shown: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": ""}
     shown |= {key: given[key] for key in (*_SHOWN, *_LIMITS) if key in given}
     return {**shown, "pricing": {"currency": "USD", **{key: given[key] for key in kind.prices if key in given}}}
+
+
+def _read_toml(data: bytes) -> Table:
+    import tomllib  # only who has such a table pays for it (2 ms)
+
+    return tomllib.loads(data.decode())
