@@ -10,7 +10,10 @@ import pytest
 import x402kit
 from x402kit import errors
 
-NAMES = ["Asset", "Call", "PaidCall", "Paywall", "Quote", "Usd", "usd"]
+NAMES = [
+    *("Asset", "Call", "Metered", "Models", "PaidCall", "Paywall", "PerImage", "PerRequest", "PerSecond", "Quote"),
+    *("Tokens", "Usage", "Usd", "usd"),
+]
 CHAIN_PACKAGES = ["web3", "eth_account", "coincurve", "aiohttp", "solana", "solders", "sha3", "fastapi", "httpx2"]
 PURE = [
     "x402kit.protocols.encoding",

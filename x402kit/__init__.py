@@ -7,6 +7,21 @@ A seller starts at ``Paywall`` and ``x402kit.networks``; a payer's program at ``
 from .asgi.call import PaidCall
 from .asgi.paywall import Paywall
 from .money import Asset, Usd, usd
-from .pricing import Call, Quote
+from .pricing import Call, Metered, Models, PerImage, PerRequest, PerSecond, Quote, Tokens, Usage
 
-__all__ = ["Asset", "Call", "PaidCall", "Paywall", "Quote", "Usd", "usd"]
+__all__ = [
+    "Asset",
+    "Call",
+    "Metered",
+    "Models",
+    "PaidCall",
+    "Paywall",
+    "PerImage",
+    "PerRequest",
+    "PerSecond",
+    "Quote",
+    "Tokens",
+    "Usage",
+    "Usd",
+    "usd",
+]
