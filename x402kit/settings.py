@@ -113,7 +113,7 @@ class Settings(BaseModel):
     def paywall(self) -> Paywall:
         """The paywall that these settings describe. Raises ``ConfigError``."""
         secret = self.secret.get_secret_value() if self.secret else None
-        return Paywall(self.rails(), self.ledger, origin=self.origin, secret=secret)
+        return Paywall(self.rails(), self.ledger, origin=self.origin, service=self.service, secret=secret)
 
 
 def _fault(error: Any) -> str:
