@@ -1,8 +1,8 @@
 """Durable pairs of reserve and capture on SQLite, beside plain sqlite3 and aiosqlite, which commit each move.
 
-All three run the same statements on the same schema, with ``synchronous=FULL`` on a real file. A move is one statement
-(its triggers write the books), so the peers need no transaction of their own, only a commit for each. All take their
-turn in every round, on a file of their own; a ratio is the median of the rounds' own ratios.
+All three run the same statements on the same schema, with ``synchronous=FULL`` on a real file: ``BEGIN IMMEDIATE``, the
+move, ``COMMIT``; ours is the only one that puts several moves between the two. All take their turn in every round, on a
+file of their own; a ratio is the median of the rounds' own ratios.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import aiosqlite
 
 from x402kit.ledger.sqlite import SQLiteStore
-from x402kit.ledger.sqlite_holds import ENTRY_BY_KEY, INSERT_HOLD, end_sql
+from x402kit.ledger.sqlite_holds import ENTRY_BY_KEY, INSERT_HOLD, end_sql, new_hold
 from x402kit.model import Account, Entry, Hold
 
 from .durable import disk
@@ -30,7 +30,7 @@ __all__ = ["measure"]
 ROUNDS: Final = 5
 SECONDS: Final = 1.0
 """Of each contestant in a round."""
-_CAPTURE: Final = end_sql("capture", "clamp", (), owned=True)
+_CAPTURE: Final = end_sql("capture", "clamp", (), True)
 _NUMBERS: Final = itertools.count()
 
 Pair = Callable[[Hold], Awaitable[Entry]]
@@ -96,9 +96,14 @@ async def _plain(path: str) -> Run:
     connection.execute("PRAGMA synchronous=FULL")
 
     async def pair(hold: Hold) -> Entry:
-        connection.execute(INSERT_HOLD, hold)
-        connection.execute(_CAPTURE, (700, int(time.time()), hold.id, hold.holder))
-        return Entry._make(connection.execute(ENTRY_BY_KEY, (f"end:{hold.id}",)).fetchone())
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(INSERT_HOLD, new_hold(hold, 0))
+        connection.execute("COMMIT")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(_CAPTURE, (hold.id, 700, int(time.time()), hold.holder))
+        row = connection.execute(ENTRY_BY_KEY, (f"end:{hold.id}",)).fetchone()
+        connection.execute("COMMIT")
+        return Entry._make(row)
 
     made = await _drive(1, pair)
     connection.close()
@@ -110,11 +115,19 @@ async def _aiosqlite(path: str, callers: int) -> Run:
     async with aiosqlite.connect(path, isolation_level=None) as connection:
         await connection.execute("PRAGMA synchronous=FULL")
 
+        lock = asyncio.Lock()  # one connection has one transaction
+
         async def pair(hold: Hold) -> Entry:
-            await connection.execute(INSERT_HOLD, hold)
-            await connection.execute(_CAPTURE, (700, int(time.time()), hold.id, hold.holder))
-            async with connection.execute(ENTRY_BY_KEY, (f"end:{hold.id}",)) as found:
-                row = await found.fetchone()
+            async with lock:
+                await connection.execute("BEGIN IMMEDIATE")
+                await connection.execute(INSERT_HOLD, new_hold(hold, 0))
+                await connection.commit()
+            async with lock:
+                await connection.execute("BEGIN IMMEDIATE")
+                await connection.execute(_CAPTURE, (hold.id, 700, int(time.time()), hold.holder))
+                async with connection.execute(ENTRY_BY_KEY, (f"end:{hold.id}",)) as found:
+                    row = await found.fetchone()
+                await connection.commit()
             assert row is not None
             return Entry._make(row)
 

@@ -12,7 +12,7 @@ from ..model import Claim, Hold
 from ..money import MAX_AMOUNT
 from .rules import OPEN, checked
 from .sqlite_file import clock
-from .sqlite_holds import INSERT_HOLD
+from .sqlite_holds import INSERT_HOLD, new_hold
 from .sqlite_rows import COLUMNS, NAMES, SQLiteRows, find, move_sql
 
 __all__ = ["SQLiteClaims"]
@@ -85,7 +85,7 @@ class SQLiteClaims(SQLiteRows):
             if c.execute(sql, values).rowcount != 1:
                 return False
             # What goes wrong here takes the move back (worker.py).
-            if c.execute(INSERT_HOLD, hold._replace(lease_until=0)).rowcount != 1:
+            if c.execute(INSERT_HOLD, new_hold(hold, 0)).rowcount != 1:
                 raise ValueError(f"the hold {hold.id!r} exists")
             return True
 

@@ -13,18 +13,29 @@ from ..model import Account, Balance, Entry, Hold, Spend
 from .port import Overage
 from .rules import HOLD_ENDS, checked
 from .sqlite_file import SQLiteFile, clock
+from .worker import NotAll, Together
 
-__all__ = ["ENTRY_BY_KEY", "INSERT_HOLD", "SQLiteHolds", "end_sql", "insufficient", "remember"]
+__all__ = ["ENTRY_BY_KEY", "INSERT_HOLD", "SQLiteHolds", "end_sql", "insufficient", "new_hold", "remember"]
 
 _SELECT: Final = f"SELECT {', '.join(Entry._fields)} FROM log"
 ENTRY_BY_KEY: Final = f"{_SELECT} WHERE key = ?"
+_ENTRIES_SINCE: Final = f"{_SELECT} WHERE id > ? ORDER BY id"
 _HOLD: Final = ", ".join(Hold._fields)
-_MARKS: Final = ", ".join("?" * len(Hold._fields))
-INSERT_HOLD: Final = f"INSERT INTO holds ({_HOLD}) VALUES ({_MARKS}) ON CONFLICT (id) DO NOTHING"
-_INSERT_WITH_PROOF: Final = (
-    f"INSERT INTO holds ({_HOLD}) SELECT {_MARKS} WHERE NOT EXISTS (SELECT 1 FROM proofs WHERE proof_id = ?)"
-    " ON CONFLICT (id) DO NOTHING"
-)
+_NEW: Final = "(?, ?, ?, ?, ?, ?, ?, 'open', ?, ?, ?, ?, 0, 0, 0, 0, x'', NULL, x'', 0)"
+"""What a new hold brings; the rest is as the model's defaults say."""
+_DEFAULTS: Final = tuple(Hold._field_defaults.values())[-8:]
+_PROOF: Final = "SELECT 1 FROM proofs WHERE proof_id = ?"
+_INSERT_PROOF: Final = "INSERT INTO proofs VALUES (?, ?)"
+_ROWS: Final = 8
+"""Moves in one statement: the statement's own costs are a third of a move's (8.8 instead of 13.2 µs)."""
+
+
+def _insert(rows: int) -> str:
+    return f"INSERT INTO holds ({_HOLD}) VALUES {', '.join([_NEW] * rows)} ON CONFLICT (id) DO NOTHING"
+
+
+INSERT_HOLD: Final = _insert(1)
+_INSERT_HOLDS: Final = _insert(_ROWS)
 _ACCOUNT: Final = "INSERT INTO accounts (owner, asset, available, held) VALUES (?, ?, 0, 0) ON CONFLICT DO NOTHING"
 _DEPOSIT: Final = (
     "INSERT INTO entries (account, key, type, external, available, held, revenue, suspense, balance, at, resource,"
@@ -36,7 +47,7 @@ _EXPIRE: Final = (
     f" WHERE state = 'open' AND deadline <= ?1 AND lease_until < ?2 ORDER BY deadline LIMIT ?3) RETURNING {_HOLD}"
 )
 _ANSWER: Final = frozenset(("status", "headers", "body", "body_digest", "kept_until", "request_id", "fingerprint"))
-_LEASE: Final = Hold._fields.index("lease_until")
+_KEY: Final = Entry._fields.index("key")
 _MAX_ID: Final = 2**63 - 1
 
 
@@ -64,27 +75,16 @@ class SQLiteHolds(SQLiteFile):
 
     async def reserve(self, hold: Hold, spend: Spend | None = None) -> Hold:
         checked(hold.amount)
-        values = (*hold[:_LEASE], clock() + self._lease_ms, *hold[_LEASE + 1 :])
-        made = Hold._make(values)
-
-        def reserve(c: sqlite3.Connection) -> Hold:
-            try:
-                if spend is None:
-                    if c.execute(INSERT_HOLD, values).rowcount == 1:
-                        return made
-                elif c.execute(_INSERT_WITH_PROOF, (*values, spend.proof_id)).rowcount == 1:
-                    remember(c, spend)
-                    return made
-            except sqlite3.IntegrityError as e:
-                return _forgotten(c, made, e)
-            return _known(c, made)
-
+        values = new_hold(hold, clock() + self._lease_ms)
+        made = Hold._make((*values[:7], "open", *values[7:], *_DEFAULTS))
         key = (hold.holder, hold.id)
         held = self._held["holds"]
         held.add(key)
         won = False
         try:
-            found = await self._write(reserve)
+            found = await self._write(
+                lambda c: _reserve(c, made, values, spend), _reserve_together, (values, made, spend)
+            )
             won = found is made or (found.holder == hold.holder and found.state == "open")
             return found
         except asyncio.CancelledError:
@@ -96,8 +96,8 @@ class SQLiteHolds(SQLiteFile):
 
     def _undo(self, hold: Hold) -> None:
         """The caller is gone and its hold serves nobody: what is queued is done all the same, in order."""
-        sql = end_sql("void", "clamp", (), owned=True)
-        values = (0, int(time.time()), hold.id, hold.holder)
+        sql = end_sql("void", "clamp", (), True)
+        values = (hold.id, 0, int(time.time()), hold.holder)
         if self._writer is not None:
             undone = self._write(lambda c: c.execute(sql, values).rowcount)
             undone.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -106,28 +106,26 @@ class SQLiteHolds(SQLiteFile):
         self, hold_id: str, cost: int, *, holder: str | None = None, overage: Overage = "clamp", **columns: Any
     ) -> Entry:
         checked(cost, least=0)
-        sql = end_sql("capture", overage, tuple(columns), owned=holder is not None)
-        return await self._end("capture", hold_id, cost, holder, sql, columns)
+        return await self._end("capture", hold_id, cost, holder, overage, columns)
 
     async def void(self, hold_id: str, *, holder: str | None = None) -> Entry:
-        sql = end_sql("void", "clamp", (), owned=holder is not None)
-        return await self._end("void", hold_id, 0, holder, sql, {})
+        return await self._end("void", hold_id, 0, holder, "clamp", {})
 
     async def _end(
-        self, move: str, hold_id: str, cost: int, holder: str | None, sql: str, columns: dict[str, Any]
+        self, move: str, hold_id: str, cost: int, holder: str | None, overage: Overage, columns: dict[str, Any]
     ) -> Entry:
-        values: tuple[Any, ...] = (cost, int(time.time()), *columns.values(), hold_id)
+        sql, together = _ends(move, overage, tuple(columns), holder is not None)
+        values: tuple[Any, ...] = (hold_id, cost, int(time.time()), *columns.values())
         if holder is not None:
             values += (holder,)
-        key = ("end:" + hold_id,)
 
         def end(c: sqlite3.Connection) -> Entry:
             if c.execute(sql, values).rowcount != 1:
                 _check_ended(c, hold_id, HOLD_ENDS[move], cost)
-            return Entry._make(c.execute(ENTRY_BY_KEY, key).fetchone())
+            return Entry._make(c.execute(ENTRY_BY_KEY, (f"end:{hold_id}",)).fetchone())
 
         try:
-            return await self._write(end)
+            return await self._write(end, together, values)
         finally:
             # Done or not: whoever asked works on it no more, and its lease must be able to end.
             held = self._held["holds"]
@@ -161,36 +159,94 @@ class SQLiteHolds(SQLiteFile):
         return await self._read(lambda c: c.execute(sql, (proof_id,)).fetchone() is not None)
 
 
+def new_hold(hold: Hold, lease_until: int) -> tuple[Any, ...]:
+    """The values of ``INSERT_HOLD``."""
+    return (*hold[:7], lease_until, hold.resource, hold.request_id, hold.fingerprint)
+
+
+def _reserve(connection: sqlite3.Connection, made: Hold, values: tuple[Any, ...], spend: Spend | None) -> Hold:
+    if spend is not None and connection.execute(_PROOF, (spend.proof_id,)).fetchone():
+        found = _find(connection, made.id)
+        if found is None:
+            raise ProofUsed
+        return found
+    try:
+        if connection.execute(INSERT_HOLD, values).rowcount == 1:
+            remember(connection, spend)
+            return made
+    except sqlite3.IntegrityError as e:
+        return _forgotten(connection, made, e)
+    found = _find(connection, made.id)
+    assert found is not None
+    return found
+
+
+def _reserve_together(
+    connection: sqlite3.Connection, values: list[tuple[tuple[Any, ...], Hold, Spend | None]]
+) -> list[Hold]:
+    spends = [spend for _, _, spend in values if spend is not None]
+    if spends:
+        connection.executemany(_INSERT_PROOF, spends)
+    _execute(connection, INSERT_HOLD, _INSERT_HOLDS, [row for row, _, _ in values])
+    return [made for _, made, _ in values]
+
+
+def _execute(connection: sqlite3.Connection, one: str, many: str, rows: list[tuple[Any, ...]]) -> None:
+    """``many`` is ``one`` for ``_ROWS`` rows; each row must change one."""
+    done = changed = 0
+    while many and done + _ROWS <= len(rows):
+        values = [value for row in rows[done : done + _ROWS] for value in row]
+        changed += connection.execute(many, values).rowcount
+        done += _ROWS
+    if done < len(rows):
+        changed += connection.executemany(one, rows[done:]).rowcount
+    if changed != len(rows):
+        raise NotAll
+
+
 @lru_cache(maxsize=64)
-def end_sql(move: str, overage: Overage, columns: tuple[str, ...], *, owned: bool) -> str:
-    """The one statement that ends a hold; its values are the cost, the time, the columns', the id and the holder."""
+def _ends(move: str, overage: Overage, columns: tuple[str, ...], owned: bool) -> tuple[str, Together]:
+    """How holds end, one or many: by values of the id, the cost, the time, the columns and the holder."""
+    one = end_sql(move, overage, columns, owned)
+    # What is charged above a hold depends on what the one before it left.
+    many = end_sql(move, overage, columns, owned, _ROWS) if overage == "clamp" else ""
+
+    def together(connection: sqlite3.Connection, values: list[tuple[Any, ...]]) -> list[Entry]:
+        (last,) = connection.execute("SELECT max(id) FROM entries").fetchone()
+        _execute(connection, one, many, values)
+        entries = {row[_KEY]: Entry._make(row) for row in connection.execute(_ENTRIES_SINCE, (last,))}
+        return [entries[f"end:{row[0]}"] for row in values]
+
+    return one, together
+
+
+@lru_cache(maxsize=64)
+def end_sql(move: str, overage: Overage, columns: tuple[str, ...], owned: bool, rows: int = 1) -> str:
+    """The statement that ends holds that are open, and whose ``owned`` says so, the holder's; values as above."""
     assert _ANSWER.issuperset(columns), columns
-    captured = "min(?1, amount)"
+    count = 3 + len(columns) + owned
+    mark = "?{}" if rows == 1 else "v.column{}"
+    cost = mark.format(2)
+    captured = f"min({cost}, amount)"
     if overage == "charge":
         captured += (
-            " + max(0, min(?1 - amount, (SELECT available FROM accounts"
+            f" + max(0, min({cost} - amount, (SELECT available FROM accounts"
             " WHERE accounts.owner = holds.owner AND accounts.asset = holds.asset)))"
         )
-    sets = "".join(f", {name} = ?{number}" for number, name in enumerate(columns, 3))
-    last = 3 + len(columns)
+    sets = "".join(f", {name} = {mark.format(number)}" for number, name in enumerate(columns, 4))
+    values = ", ".join([f"({', '.join('?' * count)})"] * rows)
     return (
-        f"UPDATE holds SET state = '{HOLD_ENDS[move]}', captured = {captured}, lost = ?1 - ({captured}),"
-        f" ended_at = ?2, lease_until = 0{sets} WHERE id = ?{last} AND state = 'open'"
-        + (f" AND holder = ?{last + 1}" if owned else "")
+        f"UPDATE holds SET state = '{HOLD_ENDS[move]}', captured = {captured}, lost = {cost} - ({captured}),"
+        f" ended_at = {mark.format(3)}, lease_until = 0{sets}"
+        + (f" FROM (VALUES {values}) AS v" if rows > 1 else "")
+        + f" WHERE holds.id = {mark.format(1)} AND state = 'open'"
+        + (f" AND holder = {mark.format(count)}" if owned else "")
     )
 
 
 def _find(connection: sqlite3.Connection, hold_id: str) -> Hold | None:
     row = connection.execute(f"SELECT {_HOLD} FROM holds WHERE id = ?", (hold_id,)).fetchone()
     return Hold._make(row) if row else None
-
-
-def _known(connection: sqlite3.Connection, hold: Hold) -> Hold:
-    """The row that has this id already; where there is none, it was the proof."""
-    found = _find(connection, hold.id)
-    if found is None:
-        raise ProofUsed
-    return found
 
 
 def _forgotten(connection: sqlite3.Connection, hold: Hold, error: sqlite3.IntegrityError) -> Hold:
@@ -220,7 +276,7 @@ def insufficient(
 def remember(connection: sqlite3.Connection, spend: Spend | None) -> None:
     """A proof is spent, in the transaction of what it is spent for; that it was not before is its guard (F01)."""
     if spend is not None:
-        connection.execute("INSERT INTO proofs VALUES (?, ?)", spend)
+        connection.execute(_INSERT_PROOF, spend)
 
 
 def _check_ended(connection: sqlite3.Connection, hold_id: str, state: str, cost: int) -> None:

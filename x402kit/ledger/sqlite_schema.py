@@ -1,10 +1,10 @@
 """The tables of the embedded store, and how a file of an earlier version becomes one of this version (J08).
 
-An entry moves the balance: the trigger of ``entries`` is the one statement that changes an account, guarded by the
-balance that the entry says will stand after it, and by the account's CHECKs (I2). A hold, payout or claim writes its
-entry by a trigger of its own, so that each move is one statement: all of it happens, or nothing. The amounts are those
-of rules.py. Entries know their account by its number: with the names an entry would be three times as large, and its
-index ten times.
+A hold, payout or claim writes its entry by a trigger, so that each move is one statement: all of it happens, or
+nothing. The amounts are those of rules.py. Of claims, payouts and deposits the entry then moves the balance, by a
+trigger again; holds, the many, move it by the first statement of theirs, in two thirds of the time. Either way it is
+one statement, guarded by what the account has and by its CHECKs (I2). Entries know their account by its number: with
+the names an entry would be three times as large, and its index ten times.
 
 Each migration runs in one transaction with the record that it ran, and can be run again. The version before may go on
 beside this one: it names its columns, and new ones have defaults. What it serves is not in the books (``booked_at``
@@ -63,11 +63,20 @@ _COLUMNS: Final = (
 )
 
 
-def _entry(key: str, kind: str, amounts: str, at: str) -> str:
-    """Inside a trigger of ``holds``: the entry of the row ``NEW``. ``amounts`` may name the account's columns."""
+def _hold_moves(available: str, held: str, guard: str, why: str) -> tuple[str, str]:
+    """Inside a trigger of ``holds``: the account of the row ``NEW`` changes by these amounts."""
     return (
-        f"INSERT INTO entries ({_COLUMNS}) SELECT number, {key}, {kind}, {amounts}, {at}, NEW.resource,"
-        " NEW.request_id, '' FROM accounts WHERE owner = NEW.owner AND asset = NEW.asset"
+        f"UPDATE accounts SET available = available + {available}, held = held + {held} WHERE owner = NEW.owner"
+        f" AND asset = NEW.asset AND {guard}",
+        _refuse(why),
+    )
+
+
+def _hold_entry(key: str, kind: str, amounts: str, at: str) -> str:
+    """…and then its entry."""
+    return (
+        f"INSERT INTO entries ({_COLUMNS}) SELECT number, {key} || NEW.id, {kind}, {amounts}, available, {at},"
+        " NEW.resource, NEW.request_id, '' FROM accounts WHERE owner = NEW.owner AND asset = NEW.asset"
     )
 
 
@@ -88,7 +97,7 @@ _ASSET: Final = f"NEW.network || '/' || iif({_EVM}, lower(NEW.asset), NEW.asset)
 
 
 def _payer_entry(key: str, kind: str, amounts: str, at: str) -> str:
-    """As ``_entry``, for the account of a claim's payer."""
+    """The entry of a claim or payout; ``amounts`` may name the account's columns."""
     return (
         f"INSERT INTO entries ({_COLUMNS}) SELECT number, {key}, {kind}, {amounts}, {at}, NEW.resource,"
         f" NEW.request_id, NEW.reference FROM accounts WHERE owner = {_OWNER} AND asset = {_ASSET}"
@@ -96,14 +105,13 @@ def _payer_entry(key: str, kind: str, amounts: str, at: str) -> str:
 
 
 _MOVE: Final = (
-    "UPDATE accounts SET available = available + NEW.available, held = held + NEW.held WHERE number = NEW.account"
-    " AND available + NEW.available = NEW.balance"
+    "UPDATE accounts SET available = NEW.balance WHERE number = NEW.account AND available = NEW.balance - NEW.available"
 )
 
 _BOOKS: Final = (
     "CREATE TABLE IF NOT EXISTS accounts (number INTEGER PRIMARY KEY, owner TEXT NOT NULL, asset TEXT NOT NULL,"
     f" {_amount('available', 0)}, {_amount('held', 0)}, UNIQUE (owner, asset))",
-    "CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY AUTOINCREMENT, account INTEGER NOT NULL,"
+    "CREATE TABLE IF NOT EXISTS entries (id INTEGER PRIMARY KEY, account INTEGER NOT NULL,"
     " key TEXT NOT NULL UNIQUE, type TEXT NOT NULL, external INTEGER NOT NULL, available INTEGER NOT NULL,"
     f" held INTEGER NOT NULL, revenue INTEGER NOT NULL, suspense INTEGER NOT NULL, {_amount('balance', 0)},"
     " at INTEGER NOT NULL, resource TEXT NOT NULL, request_id TEXT NOT NULL, reference TEXT NOT NULL,"
@@ -137,32 +145,26 @@ _TRIGGERS: Final = (
     " SELECT RAISE(ABORT, 'the log knows accounts by their rows'); END",
     _trigger(
         "entries_move",
-        "INSERT ON entries WHEN NEW.available <> 0 OR NEW.held <> 0",
+        "INSERT ON entries WHEN NEW.held = 0 AND NEW.available <> 0",
         _MOVE,
         _refuse("running balance"),
     ),
     _trigger(
         "holds_reserve",
         "INSERT ON holds",
-        _entry(
-            "'reserve:' || NEW.id",
-            "'reserve'",
-            "0, -NEW.amount, NEW.amount, 0, 0, available - NEW.amount",
-            "NEW.created_at",
-        )
-        + " AND available >= NEW.amount",
-        _refuse("insufficient balance"),
+        *_hold_moves("-NEW.amount", "NEW.amount", "available >= NEW.amount", "insufficient balance"),
+        _hold_entry("'reserve:'", "'reserve'", "0, -NEW.amount, NEW.amount, 0, 0", "NEW.created_at"),
     ),
     _trigger(
         "holds_end",
         "UPDATE OF state ON holds WHEN OLD.state = 'open' AND NEW.state <> 'open'",
-        _entry(
-            "'end:' || NEW.id",
+        *_hold_moves("NEW.amount - NEW.captured", "-NEW.amount", "held >= NEW.amount", "held is too little"),
+        _hold_entry(
+            "'end:'",
             "CASE NEW.state WHEN 'captured' THEN 'capture' WHEN 'voided' THEN 'void' ELSE 'expire' END",
-            "0, NEW.amount - NEW.captured, -NEW.amount, NEW.captured, 0, available + NEW.amount - NEW.captured",
+            "0, NEW.amount - NEW.captured, -NEW.amount, NEW.captured, 0",
             "NEW.ended_at",
         ),
-        _refuse("no such account"),
     ),
     _trigger(
         "claims_booked",
