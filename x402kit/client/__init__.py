@@ -27,11 +27,14 @@ from .journal import Payment
 from .journal_calls import BalanceCall
 from .payer import Payer
 from .policy import Limits, Proposal
+from .prepaid import AsyncPrepaidWallet, PrepaidWallet
 from .receipts import PaymentInfo, payment_of
+from .wallet_service import TopUp, Transaction, WalletBalance, WalletInfo, Withdrawal
 from .wallets import AccountWallet, KeyWallet, Wallet
 
 __all__ = [
     "AccountWallet",
+    "AsyncPrepaidWallet",
     "BalanceCall",
     "BalanceTooLow",
     "KeyWallet",
@@ -44,11 +47,17 @@ __all__ = [
     "PaymentNotAccepted",
     "PaymentOutcomeUnknown",
     "PolicyRefused",
+    "PrepaidWallet",
     "ProofNotAccepted",
     "Proposal",
     "TooDear",
+    "TopUp",
+    "Transaction",
     "UnreplayableBody",
     "Wallet",
+    "WalletBalance",
+    "WalletInfo",
     "WalletServiceError",
+    "Withdrawal",
     "payment_of",
 ]

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -19,8 +19,10 @@ from .core import Setup
 from .journal import Journal, Payment
 from .journal_calls import BalanceCall
 from .policy import MICRO, Limits, Policy
+from .prepaid import AsyncPrepaidWallet, PrepaidWallet
 from .sellers import Sellers
 from .transport import Approve
+from .wallet_service import Operations
 from .wallets import Account, AccountWallet, KeyWallet, Wallet
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from . import families2
 
 __all__ = ["Payer"]
+
+WALLET_SECONDS: Final = 60.0
+"""How long a wallet service may take: a withdrawal waits for the chain."""
 
 
 class Payer:
@@ -108,6 +113,22 @@ class Payer:
         from . import families2
 
         return families2.AsyncPayingTransport(self._setup, self._approve, inner)
+
+    def wallet(self, base_url: str, client: httpx.Client | None = None) -> PrepaidWallet:
+        """The balance at the seller whose wallet service is at ``base_url``, such as ``https://api.example.com/v1/x402``.
+
+        ``client`` must have a transport of this payer; without one it has its own, to be closed (``with``).
+        """
+        made = client or httpx.Client(transport=self.transport(), timeout=WALLET_SECONDS)
+        return PrepaidWallet(base_url, self._operations(), made, owns=client is None)
+
+    def async_wallet(self, base_url: str, client: httpx.AsyncClient | None = None) -> AsyncPrepaidWallet:
+        """The same, asynchronously."""
+        made = client or httpx.AsyncClient(transport=self.async_transport(), timeout=WALLET_SECONDS)
+        return AsyncPrepaidWallet(base_url, self._operations(), made, owns=client is None)
+
+    def _operations(self) -> Operations:
+        return Operations(self.address, self._setup.policy.known)
 
     def spent_this_hour(self) -> Usd:
         """Dollars counted in this UTC hour, payments with an open outcome included."""

@@ -132,7 +132,7 @@ def _atomic(value: Any) -> int | None:
 def read_balance(call: BalanceCall, headers: Mapping[str, str], asset: Asset | None, network: str) -> PaymentInfo:
     """What an answer tells of a call from the balance on ``network``."""
     receipt, parts = read_receipt(headers), _parts(headers, asset)
-    problem = _balance_problem(call, receipt, network)
+    problem = _balance_problem(call, receipt, network, parts["charged"])
     return PaymentInfo(
         reference=call.reference,
         amount=parts["charged"] if parts["charged"] is not None else parts["reserved"] or 0,
@@ -150,7 +150,7 @@ def read_balance(call: BalanceCall, headers: Mapping[str, str], asset: Asset | N
     )
 
 
-def _balance_problem(call: BalanceCall, receipt: SettlementResponse | None, network: str) -> str:
+def _balance_problem(call: BalanceCall, receipt: SettlementResponse | None, network: str, charged: int | None) -> str:
     if receipt is None:
         return "no readable receipt"
     if not receipt.success:
@@ -159,6 +159,8 @@ def _balance_problem(call: BalanceCall, receipt: SettlementResponse | None, netw
         return "the receipt is for another network"
     if receipt.payer and receipt.payer.lower() != call.payer.lower():
         return "the receipt is for another payer"
+    if None not in (receipt.amount, charged) and receipt.amount != charged:
+        return "the receipt states two amounts"
     return ""
 
 
