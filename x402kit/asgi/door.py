@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
 from typing import Protocol
 
 from starlette.types import Receive
@@ -21,15 +20,16 @@ from ..model import Claim, Hold
 from ..paywall.admission import Admission, Admissions
 from ..paywall.balances import Balances, idempotency_key
 from ..paywall.binding import Binding
-from ..paywall.challenge import Challenge, Challenges
+from ..paywall.challenge import Challenges
 from ..paywall.sale import BalanceSale, PaymentSale, Sale
 from ..protocols.siwx import find_proof
 from ..protocols.x402 import find_payment
 from . import answers
 from .answers import Answer
 from .body import body_digest, read_body
+from .delivery import Delivery
 from .request import PricedRequest
-from .wallet import WalletService
+from .wallet_places import Place, Places
 
 __all__ = ["Door", "Till"]
 
@@ -46,6 +46,7 @@ class Till(Protocol):
     admissions: Admissions
     balances: Balances
     running: bool
+    serving: set[Delivery]
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
@@ -56,12 +57,7 @@ class Door:
 
     def __init__(self, till: Till) -> None:
         self._till = till
-        self._wallet: WalletService | None = None
-        self._wallet_path = ""
-
-    def set_services(self, services: Mapping[str, WalletService]) -> None:
-        """The wallet services of the app and their paths; the first one is where a balance is topped up."""
-        self._wallet_path, self._wallet = next(iter(services.items()), ("", None))
+        self.places = Places({})
 
     async def failed(self, request: PricedRequest, error: Exception) -> Answer:
         """The answer to a request that was not admitted. Raises nothing."""
@@ -73,7 +69,7 @@ class Door:
         log.error("the gate failed on %s", request.resource.id, exc_info=error)
         # A payment that was shown may have moved; while a price is worked out nothing of it has been used.
         unsure = request.shown and not request.pricing
-        return answers.problem(OutcomeUnknown("internal_error") if unsure else ServerError())
+        return self.problem(request, OutcomeUnknown("internal_error") if unsure else ServerError())
 
     async def admit(self, request: PricedRequest, receive: Receive) -> Answer | Sale | Admission:
         """The gate's own answer; or the right to be served; or a payment that becomes balance."""
@@ -88,8 +84,8 @@ class Door:
             return await self._admit_balance(request, receive, proof)
         if raw is None:
             return await self._challenge(request, None)
-        if resource.metered:
-            await request.quote()  # what the call costs must be known before anything is settled for it
+        # What the call costs must be known before anything is settled for it.
+        quoted = await request.quote() if resource.metered else None
         request.shown = True
         till = self._till
         admission = await till.admissions.admit(resource, request.binding(), raw, request.ceiling, request.caller)
@@ -99,7 +95,10 @@ class Door:
             claim = admission.claim
             await self._check_body(claim, claim.reference, request, receive)
             return answers.replay(claim, admission.receipt, admission.x402_version)
-        return PaymentSale(admission, till.admissions, till.store, till.challenges.decimals(admission.claim))
+        decimals, fee = till.challenges.decimals(admission.claim), None
+        if quoted is not None and quoted.meter is not None:
+            fee = till.challenges.fee(admission.claim, quoted.ceiling)
+        return PaymentSale(admission, till.admissions, till.store, decimals, fee)
 
     async def _admit_balance(self, request: PricedRequest, receive: Receive, proof: bytes) -> Answer | Sale:
         quoted = await request.quote()
@@ -121,11 +120,10 @@ class Door:
             raise PaymentUsed("payment_used", reference=reference)
 
     async def _challenge(self, request: PricedRequest, error: PaymentRefused | None) -> Answer:
-        now, place = int(time.time()), self._service_at(request)
+        now, place = int(time.time()), self.places.of(request)
         proofs = self._till.balances.proofs if place else None
         if isinstance(error, InsufficientBalance) and place:
-            made = self._top_up(request, error, place, now)
-            return answers.challenge(made, None)
+            return self._top_up(request, error, place, now)
         quoted = await request.quote()
         url = request.url()
         made = self._till.challenges.issue(
@@ -138,38 +136,41 @@ class Door:
             error=error.reason if error else "Payment required",
             sign_in=proofs.challenge_text(now, url) if proofs and not request.resource.credits else "",
         )
-        return answers.challenge(made, error)
+        if place is None:
+            return answers.challenge(made, error)
+        return place.service.shape.challenge(made, error, place.url)
 
-    def _top_up(self, request: PricedRequest, error: InsufficientBalance, place: str, now: int) -> Challenge:
+    def _top_up(self, request: PricedRequest, error: InsufficientBalance, place: Place, now: int) -> Answer:
         """The offer of what is missing on a balance, to be paid at the wallet service; and a proof's challenge."""
-        assert self._wallet is not None
-        till, network = self._till, error.account_network
-        price, resource = self._wallet.price, self._wallet.resource
-        amount = price.at_least(error.needed - error.available, till.balances.assets[network].decimals)
-        path = f"{place}/top-up"
+        till, network, service = self._till, error.account_network, place.service
+        price, resource, asset = service.price, service.resource, till.balances.assets[network]
+        amount = price.at_least(error.needed - error.available, asset.decimals)
+        path = f"{place.path}/top-up"
         digest = hashlib.sha256(price.words(amount)).digest()
         binding = Binding("POST", till.origin, path, b"", resource.id, digest)
-        return till.challenges.issue(
+        made = till.challenges.issue(
             resource,
             binding,
             amount,
-            request.origin + path,
+            f"{place.url}/top-up",
             now,
             error=error.reason,
             sign_in=till.balances.proofs.challenge_text(now, request.url()),
             network=network,
         )
+        return service.shape.shortfall(made, error, price, asset, place.url)
 
-    def _service_at(self, request: PricedRequest) -> str:
-        """The path at which the wallet service stands; empty without one."""
-        if self._wallet is None:
-            return ""
-        return f"{request.scope.get('root_path', '')}{self._wallet_path}"
+    def problem(self, request: PricedRequest, error: ServerError) -> Answer:
+        """An error's answer, as the request's wallet service would say it."""
+        place = self.places.of(request)
+        if place is None:
+            return answers.problem(error)
+        return place.service.shape.problem(error, top_up=request.resource.credits)
 
     async def refusal(self, request: PricedRequest, error: ServerError) -> Answer:
         if not isinstance(error, PaymentRefused):
-            return answers.problem(error)
+            return self.problem(request, error)
         try:
             return await self._challenge(request, error)
         except ServerError as e:
-            return answers.problem(e)
+            return self.problem(request, e)

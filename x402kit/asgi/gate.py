@@ -17,6 +17,7 @@ from ..errors import BadRequest, ServerError, X402KitError
 from ..paywall.admission import Admission
 from ..paywall.credit import credit
 from ..paywall.sale import BalanceSale, Sale
+from ..pricing import End
 from . import answers
 from .answers import Answer
 from .body import Disconnected, read_body, replay_body
@@ -31,6 +32,7 @@ from .metering import Metering
 from .request import PricedRequest, scope_for
 from .routes import Found, Routes, find_mounted
 from .wallet import WalletService
+from .wallet_places import Places
 
 __all__ = ["Gate"]
 
@@ -75,7 +77,10 @@ class Gate:
                 admitted.set(None)
             if self._aliases and (alias := self._alias(scope)):
                 scope = alias
-            await self.app(scope, receive, send)
+            if self._is_preflight(scope):
+                await self._answer(Answer(204, answers.COMMON), scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await self._refuse(None, scope, receive, send)
         else:
@@ -85,6 +90,12 @@ class Gate:
         """A mount answers below its path, not at it: ``GET /v1/x402`` means the service's own front page."""
         path = self._aliases.get(scope.get("path", "").removeprefix(scope.get("root_path", "")))
         return None if path is None else {**scope, "path": scope["path"] + "/", "raw_path": None}
+
+    def _is_preflight(self, scope: Scope) -> bool:
+        """Of a browser that asks for a wallet service: it is answered as for a priced route (K08)."""
+        if not self._aliases or scope["type"] != "http" or scope["method"] != "OPTIONS":
+            return False
+        return self._door.places.has(scope["path"].removeprefix(scope.get("root_path", "")))
 
     async def _refuse(self, error: BadRequest | None, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -97,7 +108,7 @@ class Gate:
         routes = self._make_routes()
         self._cors = find_cors(self.app)
         services = dict(find_mounted(self.app, WalletService))
-        self._door.set_services(services)
+        self._door.places = Places(services)
         self._aliases = {path: path + "/" for path in services}
         await self._till.start()
         self._routes = routes
@@ -152,12 +163,10 @@ class Gate:
     async def _credit(self, receive: Receive, send: Send, request: PricedRequest, admission: Admission) -> None:
         """A top-up: credited, then told, as often as it is asked for."""
         scope, resource, till = request.scope, request.resource, self._till
-        decimals = till.challenges.decimals(admission.claim)
         try:
-            wanted = (await request.ceiling()).atomic(decimals)
-            entry = await credit(till.store, admission.claim, wanted)
+            entry = await credit(till.store, admission.claim)
         except ServerError as e:
-            await self._answer(answers.problem(e), scope, receive, send)
+            await self._answer(self._door.problem(request, e), scope, receive, send)
             return
         claim, receipt = admission.claim, admission.receipt
         paid = PaidCall(claim.payer, claim.amount, claim.network, claim.asset, resource.id, receipt, entry=entry)
@@ -182,26 +191,35 @@ class Gate:
         metering = Metering(sale, paid, request.quoted, self._till.service if resource.report_usage else "")
         try:
             body, receive = await self._body_of(request, receive, sale)
-        except (Disconnected, ServerError):
+        except BaseException as e:
             await sale.release()
+            if isinstance(e, ServerError):
+                await self._answer(answers.problem(e), scope, receive, send)
+            elif not isinstance(e, Disconnected):
+                raise
             return
         delivery = Delivery(receive, send, resource, sale, metering, body)
         failure: Exception | None = None
         token = admitted.set(resource)
+        serving = self._till.serving
+        serving.add(delivery)
         try:
             await self.app(scope_for(scope, paid, metered=metering.active), delivery.receive, delivery.send)
         except asyncio.CancelledError:
-            if not delivery.was_cut:
+            if not delivery.taken_back():
                 raise
-            log.info("the run of %s was ended: its caller left, or it fell silent", resource.id)
             failure = Cut()
         except Exception as e:  # the ASGI edge: the handler failed; its payment stays good (H08)
-            if delivery.failure is None:
+            if delivery.failure is None and delivery.cut_by is None:
                 log.exception("the handler of %s failed", resource.id)
-            failure = e
+            failure = e if delivery.cut_by is None else Cut()
         finally:
             admitted.reset(token)
-            await delivery.close(failed=failure is not None)
+            delivery.taken_back()
+            try:
+                await delivery.close(failed=failure is not None)
+            finally:
+                serving.discard(delivery)
         await self._after(receive, send, request, sale, delivery, failure)
 
     async def _after(
@@ -214,8 +232,10 @@ class Gate:
         failure: Exception | None,
     ) -> None:
         """What there is to say once the handler is done: its own failure, or why its answer did not go out."""
+        if delivery.cut_by is not None:
+            log.info("the run of %s was ended: %s", request.resource.id, delivery.cut_by.value)
         if not delivery.started:
-            if not isinstance(failure, Cut):
+            if delivery.cut_by is not End.LEFT_BEFORE:  # else nobody is there
                 answer = await self._unserved(request, sale, delivery.failure)
                 await self._answer(answer, request.scope, receive, send)
         elif failure is not None and not await delivery.last_words() and not isinstance(failure, Cut):

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp
@@ -17,7 +17,7 @@ from ..ledger.port import Store
 from ..model import Account, Claim, Entry, Hold
 from ..money import Usd, usd
 from ..networks.assets import TESTNETS
-from ..networks.port import Rail
+from ..networks.port import Rail, paying
 from ..paywall.admission import Admissions
 from ..paywall.balances import Balances
 from ..paywall.binding import Quotes
@@ -31,14 +31,20 @@ from ..paywall.settlement import Settler
 from ..pricing import PriceLike, price_of
 from . import answers
 from .answers import Answer
+from .delivery import Delivery
 from .gate import Gate
 from .marks import PriceDependency, mark
 from .routes import Routes, Rule
 from .wallet import WalletService
+from .wallet_price import TopUp
+from .wallet_shapes import Katana, Shape
+from .wallet_venice import Venice
 
 __all__ = ["Paywall"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_SHAPES: Final[dict[str, type[Shape]]] = {"katana": Katana, "venice": Venice}
+_TOP_UP: Final = frozenset(("credits", "canonical", "amounts"))
 
 
 class Paywall:
@@ -85,10 +91,11 @@ class Paywall:
         self._marks: list[Resource] = []
         self._gates: list[Gate] = []
         self.running = False
+        self.serving: set[Delivery] = set()
         self._starting: asyncio.Lock | None = None
         self._started_in: asyncio.AbstractEventLoop | None = None
-        self._settle_seconds = settle_seconds
-        self._payouts: Payouts | None = None
+        # Always there: what was begun is seen to its end, also when withdrawals are switched off.
+        self._payouts = Payouts(self.store, self.rails, wait_seconds=settle_seconds)
         self._recovery = Recovery(self.store, self.rails)
         self._settler = Settler(
             self.store,
@@ -96,7 +103,7 @@ class Paywall:
             wait_seconds=settle_seconds,
             every=reconcile_seconds,
             lost=self.store.write_off,
-            also=(Keeper(self.store).tidy, self._reconcile_payouts, self._recovery.check),
+            also=(Keeper(self.store).tidy, self._payouts.reconcile, self._recovery.check),
         )
 
     def paid(self, price: PriceLike, **options: Any) -> Callable[[F], F]:
@@ -178,15 +185,28 @@ class Paywall:
         )
         return Balances(self.store, proofs, assets)
 
-    def wallet_service(self, *, minimum: str = "$1", maximum: str = "$1000", withdraw: bool = False) -> WalletService:
+    def wallet_service(
+        self,
+        *,
+        minimum: str = "$1",
+        maximum: str = "$1000",
+        withdraw: bool = False,
+        dialect: Literal["katana", "venice"] = "katana",
+    ) -> WalletService:
         """Top-ups, balances and transactions, to be mounted: ``Mount("/v1/x402", paywall.wallet_service())``.
 
-        ``minimum`` and ``maximum`` of one top-up; ``withdraw`` lets a payer have the unused balance back, which needs a
-        rail whose settlement wallet is the recipient of payments. Raises ``ConfigError``.
+        ``minimum`` and ``maximum`` of one top-up; ``withdraw`` lets a payer have the unused balance back, which needs
+        rails whose settlement wallet is the recipient of payments. ``dialect="venice"`` is for Venice's clients, at
+        ``/api/v1/x402``; one of each can be mounted. Raises ``ConfigError``.
         """
-        if withdraw and self._payouts is None:
-            self._payouts = Payouts(self.store, self.rails, wait_seconds=self._settle_seconds)
-        made = WalletService(self, minimum=minimum, maximum=maximum, withdraw=withdraw)
+        if dialect not in _SHAPES:
+            raise ConfigError(f"the dialects of a wallet service are {', '.join(_SHAPES)}, not {dialect!r}")
+        if withdraw:
+            for rail in self.rails:
+                paying(rail)
+        shape = _SHAPES[dialect]()
+        price = TopUp.of(minimum, maximum, any_amount=shape.any_amount)
+        made = WalletService(self, shape, price, withdraw=withdraw)
         self._marks.append(made.resource)
         return made
 
@@ -197,13 +217,7 @@ class Paywall:
 
     async def withdraw(self, proven: Proven, amount: int | None) -> Claim:
         """Send balance back to the wallet that proved itself: see ``Payouts.withdraw``."""
-        if self._payouts is None:
-            raise ConfigError("withdrawals are off: wallet_service(withdraw=True)")
         return await self._payouts.withdraw(proven, self.balances.account(proven), amount)
-
-    async def _reconcile_payouts(self) -> None:
-        if self._payouts is not None:
-            await self._payouts.reconcile()
 
     async def finish(self, job: str, cost: str | Usd) -> Entry:
         """A job has ended and cost so much: charged from what its call reserved, the rest goes back to the payer.
@@ -216,12 +230,15 @@ class Paywall:
 
     async def void(self, job: str) -> Entry:
         """A job failed: all of its reserve goes back to the payer. Raises ``HoldEnded``."""
-        return await self.store.void(job)
+        return await self.store.void((await self._job(job)).id)
 
     async def _job(self, job: str) -> Hold:
-        hold = await self.store.hold(job)
-        if hold is None:
-            raise HoldEnded("no_such_hold")
+        """The hold of a job. A payment's is made when the call's answer goes out, and some jobs are faster."""
+        end = time.monotonic() + _JOB_WAIT_SECONDS
+        while (hold := await self.store.hold(job)) is None:
+            if time.monotonic() > end:
+                raise HoldEnded("no_such_hold")
+            await asyncio.sleep(0.05)
         return hold
 
     def _decimals_of(self, hold: Hold) -> int:
@@ -241,10 +258,20 @@ class Paywall:
             return
         self._started_in = None
         self.running = False
+        await self._end_serving()
         await self._settler.close(self._drain_seconds)
-        if self._payouts is not None:
-            await self._payouts.close(self._drain_seconds)
+        await self._payouts.close(self._drain_seconds)
         await self._shut()
+
+    async def _end_serving(self) -> None:
+        """Let answers under way come to their end, for so long; then end those that can be ended (J09)."""
+        for seconds in (self._drain_seconds, _CUT_SECONDS):
+            end = time.monotonic() + seconds
+            while self.serving and time.monotonic() < end:
+                await asyncio.sleep(0.02)
+            if seconds == self._drain_seconds:
+                for delivery in tuple(self.serving):
+                    delivery.cut()
 
     async def reconcile(self) -> int:
         """One pass over payments whose end is open; the timer does this by itself. How many were looked at."""
@@ -265,6 +292,8 @@ def _resource(name: str, price: Any, options: Mapping[str, Any]) -> Resource:
     names = options.get("headers", ())
     if isinstance(names, str):
         raise ConfigError(f"{name}: headers is a list of names")
+    if _TOP_UP & options.keys():
+        raise ConfigError(f"{name}: a payment becomes balance at the wallet service alone")
     options["headers"] = tuple(sorted({header.lower() for header in names}))
     try:
         return Resource(name, price_of(price, needs_body=needs_body, metered=metered), **options)

@@ -140,7 +140,7 @@ def find_mounted(app: Any, kind: type[M], prefix: str = "") -> Iterator[tuple[st
         if not isinstance(route, Mount) or "{" in route.path:
             continue
         path = prefix + route.path
-        inner: Any = route.app
+        inner: Any = getattr(route, "_base_app", route.app)  # without the mount's own middleware
         if isinstance(inner, kind):
             yield path, inner
         else:

@@ -150,6 +150,8 @@ class Admissions:
                 raise
             return await self._resume(shown, found)
         claim = self._new_claim(shown, rail, authorization, now)
+        if shown.resource.credits:
+            claim = claim.changed(deadline=now, captured=await self._cost(shown, rail, claim.amount))
         row = await self._store.claim(claim)
         if row.owner != claim.owner:
             return await self._resume(shown, row)
@@ -166,7 +168,10 @@ class Admissions:
     ) -> PaymentRequirements:
         """The offer that the payment meets, after every check."""
         self._challenges.check_echo(rail, shown.payment, shown.resource)
-        if not self._challenges.is_quoted(shown.payment, shown.bound, offer, now):
+        quoted = self._challenges.is_quoted(shown.payment, shown.bound, offer, now)
+        if shown.resource.amounts is not None:
+            offer = self._challenges.any_amount(rail, shown.resource, authorization.amount)
+        elif not quoted:
             value = offer.amount if shown.payment.accepted is not None else authorization.amount
             offer = self._challenges.afresh(rail, shown.resource, await shown.ceiling(), value)
         rail.check(authorization, offer, now)
@@ -203,6 +208,13 @@ class Admissions:
             attempts=1,
             next_check=now,
         )
+
+    @staticmethod
+    async def _cost(shown: Shown, rail: Rail, amount: int) -> int:
+        """What of a top-up is for its settlement; the rest is credited."""
+        if shown.resource.amounts is not None:
+            return min(rail.surcharges())
+        return max(amount - (await shown.ceiling()).atomic(rail.asset.decimals), 0)
 
     def _owner(self) -> str:
         return f"{self._process}:{next(self._attempts)}"

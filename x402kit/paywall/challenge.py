@@ -27,10 +27,11 @@ _text = json.JSONEncoder(separators=(",", ":")).encode
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """A 402 answer: ``header`` for PAYMENT-REQUIRED (v2), ``body`` for clients of v1."""
+    """A 402 answer: ``header`` for PAYMENT-REQUIRED (v2), ``body`` for clients of v1. ``credits``: of a top-up."""
 
     header: bytes
     body: bytes
+    credits: bool = False
 
 
 class _Terms:
@@ -125,11 +126,20 @@ class Challenges:
         head = f'{{"x402Version":2,"error":{reason},"resource":{{"url":{place},{about}}}'
         header = f'{head},"accepts":[{",".join(v2)}]{proofs}}}'
         body = f'{{"x402Version":1,"error":{reason},"accepts":[{",".join(v1)}]}}'
-        return Challenge(b64encode(header.encode("ascii")).encode("ascii"), body.encode("ascii"))
+        return Challenge(b64encode(header.encode("ascii")).encode("ascii"), body.encode("ascii"), resource.credits)
 
     def decimals(self, claim: Claim) -> int:
         """Of the asset that a claim was paid in."""
         return self._decimals.get((claim.network, claim.asset.lower()), 6)
+
+    def fee(self, claim: Claim, ceiling: Usd) -> int:
+        """What of a payment for a metered call was the surcharge: paid above the price, a window's at the most."""
+        for terms in self._terms:
+            rail = terms.rail
+            if (rail.network, rail.asset.address.lower()) == (claim.network, claim.asset.lower()):
+                above = max(claim.amount - ceiling.atomic(rail.asset.decimals), 0)
+                return min(above, max(rail.surcharges()))
+        return 0
 
     def candidates(self, payment: PaymentPayload) -> list[tuple[Rail, PaymentRequirements]]:
         """The rails that a payment may be for, by what it names; amounts are not looked at. Empty: none of ours
@@ -182,6 +192,20 @@ class Challenges:
                     rail.scheme, rail.network, amount, asset, rail.pay_to, resource.max_timeout_seconds
                 )
         raise PaymentRefused("invalid_payment_requirements", detail="the amount is not this request's price")
+
+    @staticmethod
+    def any_amount(rail: Rail, resource: Resource, value: int) -> PaymentRequirements:
+        """The offer for a payment of an amount of the payer's choice, which is credited to who signed it and to nobody
+        else. Raises ``PaymentRefused`` outside ``resource.amounts``, to which the settlement's cost is added.
+        """
+        assert resource.amounts is not None
+        least, most = (amount.atomic(rail.asset.decimals) for amount in resource.amounts)
+        if value < least + min(rail.surcharges()):
+            raise PaymentRefused("amount_too_low")
+        if value > min(most + max(rail.surcharges()), MAX_AMOUNT):
+            raise PaymentRefused("amount_too_high")
+        seconds = resource.max_timeout_seconds
+        return PaymentRequirements(rail.scheme, rail.network, value, rail.asset.address, rail.pay_to, seconds)
 
     @staticmethod
     def check_echo(rail: Rail, payment: PaymentPayload, resource: Resource) -> None:

@@ -35,7 +35,7 @@ class Keeper:
             taken = await self._store.take(claim.payment_id, "settled", owner)
             if taken is None:
                 continue
-            if await self._store.move(claim.payment_id, "credit", owner, captured=0):
-                log.warning(
-                    "payment %s was never served; %d credited to %s", taken.payment_id, taken.amount, taken.payer
-                )
+            # Nothing is earned but what a top-up costs to settle (credit.py).
+            if await self._store.move(claim.payment_id, "credit", owner, captured=taken.captured):
+                amount = taken.amount - taken.captured
+                log.warning("payment %s was never served; %d credited to %s", taken.payment_id, amount, taken.payer)

@@ -3,11 +3,20 @@
 A payout goes the way of a settlement in the other direction, and by the same code: the amount leaves the balance with
 the row that says so, the signed transfer is stored before it is sent (I9), and what became of it is asked of the chain
 until that has decided. Sent, it is booked as refunded; certainly not sent, it is balance again.
+
+    state      the amount is       who is right   next
+    claimed    in suspense         the store      sent; failed (nothing was sent: its process died, no node, no funds)
+    sent       in suspense         the chain      settled, failed (certain), unknown
+    unknown    in suspense         the chain      settled, failed
+    settled    refunded            the chain      end; or, where a reorganisation took it back for good, balance again
+    failed     balance again       the chain      end: a new proof may ask anew
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -17,13 +26,22 @@ from ..errors import BadRequest, InsufficientBalance, OutcomeUnknown, RailUnavai
 from ..ledger.port import Store
 from ..model import Account, Authorization, Claim, Intent, Outcome, PaymentRequirements, Spend
 from ..money import MAX_AMOUNT
-from ..networks.port import Nonces, PayingRail, Rail, paying
+from ..networks.port import Nonces, PayingRail, Rail
 from .proofs import Proven
 from .settlement import Settler
 
-__all__ = ["Payouts"]
+__all__ = ["PayoutFailed", "Payouts"]
 
 _POLL_SECONDS: Final = 0.5
+_FOREVER: Final = 2**62
+"""A payout does not expire as an authorization does."""
+_READS: Final = 3
+"""How often all of a balance is asked for, while calls spend from it at the same time."""
+
+
+class PayoutFailed(RailUnavailable):
+    code = "payout-failed"
+    hint = "Nothing was sent, and the amount is on the balance again. Sign a new proof to ask anew."
 
 
 class _Rows:
@@ -31,7 +49,6 @@ class _Rows:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.move = store.move_payout
         self.note = store.note_payout
         self.take = store.take_payout
         self.release = store.release_payout
@@ -39,8 +56,20 @@ class _Rows:
         self.take_nonce = store.take_nonce
         self.free_nonces = store.free_nonces
 
-    async def due(self, now: int, limit: int = 100) -> list[Claim]:
-        return await self._store.due_payouts(now, limit)
+    async def due(self, now: int) -> list[Claim]:
+        return await self._store.due_payouts(now)
+
+    async def move(self, payment_id: str, move: str, owner: str | None = None, **columns: Any) -> bool:
+        # Once it was refunded it does not fail any more: see ``lost``.
+        return move != "reverse" and await self._store.move_payout(payment_id, move, owner, **columns)
+
+    async def lost(self, payment_id: str) -> None:
+        """The transfer left the chain for good after it was booked: the amount is its owner's again, once."""
+        row = await self._store.get_payout(payment_id)
+        if row is not None:
+            account = Account.of(row.network, row.asset, row.payer)
+            await self._store.deposit(account, row.amount, f"lost:{payment_id}", reference=row.reference)
+            await self._store.note_payout(payment_id, final=1, reason="reversed")
 
 
 class _Outward:
@@ -67,14 +96,17 @@ class _Outward:
 
 
 class Payouts:
-    """Pays balances back. Raises ``ConfigError`` where a rail can't pay out: see ``networks.port.paying``."""
+    """Pays balances back. ``rails`` that can't pay out (``networks.port.paying``) are passed over."""
 
     def __init__(self, store: Store, rails: Iterable[Rail], *, wait_seconds: float = 25) -> None:
         self._store = store
-        self._rails = {rail.network: _Outward(paying(rail)) for rail in rails}
-        outward: Sequence[Any] = list(self._rails.values())
-        self._settler = Settler(_Rows(store), outward, wait_seconds=wait_seconds)
-        self._process = f"payout:{secrets.token_hex(4)}"
+        able = [rail for rail in rails if isinstance(rail, PayingRail) and rail.payer_wallet]
+        self._rails = {rail.network: (rail, _Outward(rail)) for rail in reversed(able)}
+        rows = _Rows(store)
+        outward: Sequence[Any] = [outward for _, outward in self._rails.values()]
+        self._settler = Settler(rows, outward, wait_seconds=wait_seconds, lost=rows.lost)
+        self._process = f"payout:{os.getpid()}:{secrets.token_hex(4)}"
+        self._attempts = itertools.count()
 
     async def reconcile(self) -> None:
         """One pass over payouts whose end is open."""
@@ -88,30 +120,45 @@ class Payouts:
         """Send ``amount`` atomic units, or all that is available, to the wallet that proved itself.
 
         The proof is spent with it, and names it: the same proof again tells what became of the same payout. Raises
-        ``InsufficientBalance`` (nothing moved), ``ProofUsed``, ``BadRequest``. A payout that could not be sent is given
-        back and raises as the rail did; one of unknown outcome is returned, and found out in time.
+        ``InsufficientBalance`` (nothing moved, no proof was spent), ``ProofUsed``, ``BadRequest``. A payout that could
+        not be sent is given back: ``RailUnavailable``; one of unknown outcome is returned, and found out in time.
         """
-        rail = self._rails.get(proven.network)
-        if rail is None:
+        if proven.network not in self._rails:
             raise BadRequest("unsupported_network")
         payment_id = f"payout:{proven.nonce_id}"
         found = await self._store.get_payout(payment_id)
         if found is not None:
             return found
+        for read in range(1, _READS + 1):
+            try:
+                return await self._pay(payment_id, proven, account, amount)
+            except InsufficientBalance:
+                if amount is not None or read == _READS:
+                    raise
+        raise AssertionError
+
+    async def _pay(self, payment_id: str, proven: Proven, account: Account, amount: int | None) -> Claim:
+        rail, outward = self._rails[proven.network]
         if amount is None:
             amount = (await self._store.balance(account)).available
+            if amount == 0:
+                raise InsufficientBalance(0, 1)
         if not 0 < amount <= MAX_AMOUNT:
-            raise InsufficientBalance(0, 1) if amount == 0 else BadRequest("invalid_amount")
+            raise BadRequest("invalid_amount")
+        asset = rail.asset.address
         authorization = Authorization(
-            payment_id, proven.network, rail.asset.address, rail.pay_to, proven.address, amount, 2**62, None
+            payment_id, proven.network, asset, rail.pay_to, proven.address, amount, _FOREVER, None
         )
         now = int(time.time())
-        owner = f"{self._process}:{time.monotonic_ns():x}"
-        wanted = authorization.claim(now, resource="withdraw", owner=owner, next_check=now)
+        wanted = authorization.claim(
+            now,
+            resource="withdraw",
+            confirmations=rail.confirmations,
+            owner=f"{self._process}:{next(self._attempts)}",
+            next_check=now,
+        )
         row = await self._store.payout(wanted, Spend(proven.nonce_id, proven.until))
-        if row.owner != owner:
-            return row
-        return await self._send(rail, authorization, row)
+        return row if row.owner != wanted.owner else await self._send(outward, authorization, row)
 
     async def _send(self, rail: Any, authorization: Authorization, row: Claim) -> Claim:
         offer = PaymentRequirements("exact", row.network, row.amount, row.asset, row.payer, 0)
@@ -119,6 +166,8 @@ class Payouts:
             sent = await self._settler.settle(rail, authorization, offer, row)
         except OutcomeUnknown:
             sent = await self._store.get_payout(row.payment_id) or row
+        except RailUnavailable as e:
+            raise PayoutFailed(e.reason, detail=e.detail) from e
         if sent.state == "failed":
-            raise RailUnavailable(sent.reason or "payout_failed")
+            raise PayoutFailed(sent.reason)
         return sent

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..errors import ConfigError
 from ..ledger.port import Overage
 from ..model import BODY_MAX, BODY_SECONDS, KEPT_BODY_MAX, STALL_SECONDS
+from ..money import Usd
 from ..pricing import Price
 
 __all__ = ["Resource", "below_400"]
@@ -25,8 +27,11 @@ class Resource:
     ``headers`` are the names of those that the price reads, in lower case: a payment is bound to their values (I10).
     ``overage`` is for a balance call that cost more than its hold (E04). A stream that gives nothing for
     ``stall_seconds`` is ended (H06). ``report_usage`` puts the bill into the answer's ``usage.<service>``;
-    ``ask_usage`` asks an OpenAI-shaped upstream to state a stream's usage. ``credits``: the payment becomes balance (a
-    top-up), and ``canonical`` is what of the body binds it.
+    ``ask_usage`` asks an OpenAI-shaped upstream to state a stream's usage.
+
+    For a top-up alone: ``credits``, the payment becomes balance; ``canonical`` is what of the body binds it; with
+    ``amounts``, from the least to the most that may be credited, the payer chooses the amount, and the price is what is
+    offered. Raises ``ConfigError`` where they are set for anything else.
     """
 
     id: str
@@ -48,7 +53,10 @@ class Resource:
     ask_usage: bool = False
     credits: bool = False
     canonical: Callable[[bytes], bytes] | None = None
+    amounts: tuple[Usd, Usd] | None = None
     metered: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
+        if not self.credits and (self.canonical is not None or self.amounts is not None):
+            raise ConfigError(f"{self.id}: only a top-up can be paid with any amount")
         object.__setattr__(self, "metered", getattr(self.price, "metered", True))
