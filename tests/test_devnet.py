@@ -262,9 +262,10 @@ def test_a_failed_fetch_leaves_no_half_installed_folder(tmp_path: Path, monkeypa
 def test_packages_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     npm = tmp_path / "npm"
     binary = "node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
+    runtime = "node_modules/@solana/surfpool-linux-x64-gnu"
     npm.write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/calls; test -f package-lock.json || exit 1\n'
-        f"mkdir -p {os.path.dirname(binary)}; touch {binary}\n"
+        f"mkdir -p {os.path.dirname(binary)} {runtime}; touch {binary}\n"
     )
     npm.chmod(0o755)
     monkeypatch.setenv("X402KIT_CACHE", str(tmp_path / "cache"))

@@ -98,10 +98,14 @@ def _asset(what: str, offer: PaymentRequirements, report: Report) -> None:
 def _extra(what: str, offer: PaymentRequirements, asset: Asset, report: Report) -> None:
     extra = dict(offer.extra)
     missing = [key for key in ("name", "version") if not extra.get(key)]
-    if missing:
+    if not offer.network.startswith("eip155:"):
+        if not extra.get("feePayer"):
+            report.problem("fee_payer_missing", f"{what}: no extra.feePayer: standard clients can't build the payment")
+    elif missing:
         detail = f"{what}: no extra.{' and extra.'.join(missing)}: standard clients can't sign; it is"
         report.problem("domain_missing", f"{detail} {asset.name!r}, version {asset.version!r}")
-    report.domain(what, extra, asset)
+    if asset.name:
+        report.domain(what, extra, asset)
     if extra.get("decimals") not in (None, asset.decimals):
         report.problem("decimals_mismatch", f"{what}: {extra['decimals']!r} decimals claimed, it has {asset.decimals}")
     total = extra.get("totalUsd")

