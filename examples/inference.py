@@ -2,16 +2,20 @@
 
     uvicorn examples.inference:app
 
-The set-up comes from the X402KIT_* variables (x402kit/settings.py); `x402kit devnet` prints them for a local chain. The
-prices stand on the endpoints; the rest is what the service would be without them.
+Each call is paid for by itself, or from a prepaid balance that is topped up at /v1/x402. The set-up comes from the
+X402KIT_* variables (x402kit/settings.py); `x402kit devnet` prints them for a local chain. The prices stand in
+models.toml and on the endpoints; the rest is what the service would be without them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -20,24 +24,25 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
-from x402kit import Call, Quote, usd
+from x402kit import Call, Models, PaidCall, Quote, Tokens, usd
 from x402kit.errors import BadRequest
 from x402kit.settings import Settings
 
 from .jobs import Jobs
 from .stand_in import generate, tokens
 
-MODEL = "demo"
-MAX_OUTPUT = 4_096
-DEFAULT_OUTPUT = 256
-INPUT, OUTPUT = usd("$0.000005"), usd("$0.00002")  # a token: $5 and $20 for a million
-MINIMUM = usd("$0.0005")
 IMAGE = usd("$0.02")
+JOB_SECONDS = 600
+"""After so long without an end, what was paid for a job goes back."""
 
 settings = Settings.from_env()
 paywall = settings.paywall()
+models = Models.load(Path(__file__).with_name("models.toml"))
+demo = models["demo"]
+assert isinstance(demo, Tokens)
+MAX_OUTPUT, DEFAULT_OUTPUT = demo.max_output, demo.default_output or demo.max_output
 jobs = Jobs(settings.ledger)
 
 T = TypeVar("T", bound=BaseModel)
@@ -64,7 +69,7 @@ class StreamOptions(BaseModel):
 class Chat(BaseModel):
     """A chat completion as asked for."""
 
-    model: Literal["demo"]
+    model: str
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, le=MAX_OUTPUT)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_OUTPUT)
@@ -100,29 +105,30 @@ def read(kind: type[T], body: Any) -> T:
         raise BadRequest(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}") from None
 
 
-# Chat: the most that the call can cost, by the size of its prompt and by the answer's cap.
+# Chat: the table says what a token costs. Held or paid is the most that the call can cost; it is charged for what it
+# used, and what was paid above that is balance. The usage is read from the answer; a stream reports it as it goes, for
+# a caller may not want it in the stream, or may leave.
 
 
-def chat_price(call: Call) -> Quote:
-    chat = read(Chat, call.json)
-    ceiling = max(MINIMUM, chat.prompt_tokens * INPUT + chat.most * OUTPUT)
-    return Quote(ceiling, f"{chat.prompt_tokens} tokens in, at most {chat.most} out")
+async def chat_price(call: Call) -> Quote:
+    read(Chat, call.json)
+    return await models.quote(call)
 
 
-@paywall.paid(chat_price, description="Chat completion", mime_type="application/json")
+@paywall.paid(chat_price, metered=True, report_usage=True, description="Chat completion", mime_type="application/json")
 async def chat_completions(request: Request) -> Response:
     chat = read(Chat, await request.json())
     if chat.stream:
-        return StreamingResponse(events(chat), media_type="text/event-stream")
+        return StreamingResponse(events(chat, request.scope["x402kit"]), media_type="text/event-stream")
     written = [token async for token in generate([m.text for m in chat.messages], chat.most)]
     message = {"role": "assistant", "content": "".join(written)}
     choice = {"index": 0, "message": message, "finish_reason": finish(chat, len(written)), "logprobs": None}
-    return JSONResponse({**head("chat.completion"), "choices": [choice], "usage": usage(chat, len(written))})
+    return JSONResponse({**head(chat, "chat.completion"), "choices": [choice], "usage": usage(chat, len(written))})
 
 
-async def events(chat: Chat) -> AsyncIterator[str]:
+async def events(chat: Chat, paid: PaidCall) -> AsyncIterator[str]:
     """Server-sent events, as OpenAI's: one for each token, one with the usage where asked for, ``[DONE]``."""
-    made = head("chat.completion.chunk")
+    made = head(chat, "chat.completion.chunk")
     counted = chat.stream_options is not None and chat.stream_options.include_usage
 
     def event(choices: list[Any], used: Any = None) -> str:
@@ -135,6 +141,7 @@ async def events(chat: Chat) -> AsyncIterator[str]:
     written = 0
     async for token in generate([m.text for m in chat.messages], chat.most):
         written += 1
+        paid.report(usage(chat, written))
         yield event(choice({"content": token}))
     yield event(choice({}, finish(chat, written)))
     if counted:
@@ -142,8 +149,8 @@ async def events(chat: Chat) -> AsyncIterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def head(kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": MODEL}
+def head(chat: Chat, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": chat.model}
 
 
 def finish(chat: Chat, written: int) -> str:
@@ -155,7 +162,8 @@ def usage(chat: Chat, written: int) -> dict[str, int]:
     return {"prompt_tokens": read_, "completion_tokens": written, "total_tokens": read_ + written}
 
 
-# Images: paid when asked for, fetched when done.
+# Images: the answer says where to ask for them. What was paid or held waits for the job's end; an image that could not
+# be drawn is not charged for.
 
 
 def images_price(call: Call) -> Quote:
@@ -166,7 +174,9 @@ def images_price(call: Call) -> Quote:
 @paywall.paid(images_price, description="Image generation", mime_type="application/json")
 async def generation_requests(request: Request) -> Response:
     wanted = read(Generation, await request.json())
-    job = await run_in_threadpool(jobs.start, [image.prompt for image in wanted.requests])
+    paid: PaidCall = request.scope["x402kit"]
+    hold = paid.defer(JOB_SECONDS)
+    job = await run_in_threadpool(jobs.start, hold, [image.prompt for image in wanted.requests], IMAGE)
     return JSONResponse(job, 202, headers={"Location": f"/v1/generation-requests/{job['request_id']}"})
 
 
@@ -186,11 +196,8 @@ async def weather(request: Request) -> Response:
     return JSONResponse({"city": city, "weather": "sunny", "temperature_c": 24})
 
 
-async def models(request: Request) -> Response:
-    prices = {"input_token": str(INPUT), "output_token": str(OUTPUT), "minimum": str(MINIMUM), "currency": "USD"}
-    limits = {"max_output_tokens": MAX_OUTPUT, "default_output_tokens": DEFAULT_OUTPUT}
-    model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "x402kit", "pricing": prices, **limits}
-    return JSONResponse({"object": "list", "data": [model]})
+async def list_models(request: Request) -> Response:
+    return JSONResponse(models.public())
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -201,6 +208,16 @@ async def http_error(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": body}, error.status_code, headers=error.headers)
 
 
+@contextlib.asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """The paywall is open before this and closed after it, so that jobs can be ended."""
+    running = asyncio.create_task(jobs.run(paywall))
+    yield
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
 app = paywall.protect(
     Starlette(
         routes=[
@@ -208,8 +225,10 @@ app = paywall.protect(
             Route("/v1/generation-requests", generation_requests, methods=["POST"]),
             Route("/v1/generation-requests/{request_id}", generation_request),
             Route("/v1/weather", weather),
-            Route("/v1/models", models),
+            Route("/v1/models", list_models),
+            Mount("/v1/x402", paywall.wallet_service(minimum="$0.01")),
         ],
         exception_handlers={HTTPException: http_error},
+        lifespan=lifespan,
     )
 )

@@ -1,45 +1,135 @@
-"""Jobs that a paid request starts and that are polled for. Written down before the payment's answer leaves."""
+"""Image jobs: a paid request starts one, its payment waits for the end, its id is all that is needed to ask for it.
+
+A job stands in a file before its answer goes out. Whatever dies meanwhile: who starts next draws what is left, and ends
+the payment with the same cost, which the ledger books once.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
+import logging
 import secrets
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from x402kit import Paywall, Usd, usd
+from x402kit.errors import HoldEnded, ServerError
+from x402kit.money import format_units
 
 from .stand_in import draw
 
 __all__ = ["Jobs"]
 
+log = logging.getLogger(__name__)
+
 _SECONDS: Final = 1.0
 """How long the stand-in's queue takes for a job."""
 _KEPT_SECONDS: Final = 72 * 3600
+_LOOK_SECONDS: Final = 0.2
+_TABLE: Final = (
+    "CREATE TABLE IF NOT EXISTS image_jobs (id TEXT PRIMARY KEY, hold TEXT NOT NULL UNIQUE, prompts TEXT NOT NULL,"
+    " price TEXT NOT NULL, created REAL NOT NULL, state TEXT NOT NULL, bill TEXT)"
+)
+
+
+class _Job(NamedTuple):
+    """A row. ``hold`` is what the paywall knows it by, ``price`` that of one image when it was asked for."""
+
+    id: str
+    hold: str
+    prompts: str
+    price: str
+    created: float
+    state: str
+    bill: str | None
+
+    def images(self) -> list[dict[str, Any]]:
+        return [_image(prompt) for prompt in json.loads(self.prompts)]
+
+
+def _image(prompt: str) -> dict[str, Any]:
+    try:
+        return {"type": "image", "status": "succeeded", "format": "svg", "prompt": prompt, "svg": draw(prompt)}
+    except ValueError as e:
+        return {"type": "image", "status": "failed", "prompt": prompt, "error": str(e)}
 
 
 class Jobs:
-    """A table of jobs beside the ledger, so that what was paid for outlives a restart and is seen by all workers."""
+    """A table of jobs that all workers of a machine see. ``run`` ends what is due."""
 
     def __init__(self, ledger: str) -> None:
-        path = ledger if ledger == ":memory:" else Path(ledger).with_suffix(".jobs.db")
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-        self._db.execute("CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, prompts TEXT, created REAL)")
+        self._db = sqlite3.connect(_place(ledger), isolation_level=None, check_same_thread=False, timeout=10)
+        self._db.execute(_TABLE)
 
-    def start(self, prompts: list[str]) -> dict[str, Any]:
-        """Queue a job. Its id can't be guessed: who knows it may fetch the result."""
-        job, now = f"gen_{secrets.token_urlsafe(24)}", time.time()
-        self._db.execute("DELETE FROM jobs WHERE created < ?", (now - _KEPT_SECONDS,))
-        self._db.execute("INSERT INTO jobs VALUES (?, ?, ?)", (job, json.dumps(prompts), now))
+    def start(self, hold: str, prompts: list[str], price: Usd) -> dict[str, Any]:
+        """Queue a job; the same one for the same ``hold``. Its id can't be guessed: who knows it may have the images.
+
+        The answer leaves when the payment is written down as waiting for this job.
+        """
+        now = time.time()
+        self._db.execute("DELETE FROM image_jobs WHERE created < ?", (now - _KEPT_SECONDS,))
+        new = _Job(f"gen_{secrets.token_urlsafe(24)}", hold, json.dumps(prompts), str(price), now, "queued", None)
+        self._db.execute("INSERT INTO image_jobs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hold) DO NOTHING", new)
+        (job,) = self._db.execute("SELECT id FROM image_jobs WHERE hold = ?", (hold,)).fetchone()
         return {"request_id": job, "status": "queued", "poll_after_seconds": _SECONDS}
 
     def look(self, job: str) -> dict[str, Any] | None:
-        """A job's state, and its images when they are done; None for an unknown one."""
-        row = self._db.execute("SELECT prompts, created FROM jobs WHERE id = ?", (job,)).fetchone()
+        """A job's state; when it has ended its images and what they cost. None for an unknown one."""
+        row = self._db.execute("SELECT * FROM image_jobs WHERE id = ?", (job,)).fetchone()
         if row is None:
             return None
-        prompts, created = json.loads(row[0]), float(row[1])
-        if time.time() < created + _SECONDS:
-            return {"request_id": job, "status": "running", "poll_after_seconds": _SECONDS}
-        images = [{"type": "image", "format": "svg", "prompt": p, "svg": draw(p)} for p in prompts]
-        return {"request_id": job, "status": "succeeded", "results": images}
+        found = _Job(*row)
+        told: dict[str, Any] = {"request_id": job, "status": found.state}
+        if found.bill is None:
+            return {**told, "poll_after_seconds": _SECONDS}
+        return {
+            **told,
+            "results": found.images() if found.state != "expired" else [],
+            "billing": json.loads(found.bill),
+        }
+
+    async def run(self, paywall: Paywall) -> None:
+        """End the jobs that are due, for ever. Several processes may: a job's end is always the same."""
+        while True:
+            for job in await asyncio.to_thread(self._due):
+                try:
+                    await self._end(paywall, job)
+                except ServerError:  # the ledger is out of reach; the job waits
+                    log.exception("the job %s could not be ended yet", job.id)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _due(self) -> list[_Job]:
+        sql = "SELECT * FROM image_jobs WHERE state = 'queued' AND created < ?"
+        return [_Job(*row) for row in self._db.execute(sql, (time.time() - _SECONDS,))]
+
+    async def _end(self, paywall: Paywall, job: _Job) -> None:
+        """Charge for the images that were drawn, give the rest back; nothing is shown before that is written down."""
+        drawn = sum(image["status"] == "succeeded" for image in job.images())
+        state = "succeeded" if drawn else "failed"
+        try:
+            entry = await (paywall.finish(job.hold, drawn * usd(job.price)) if drawn else paywall.void(job.hold))
+        except HoldEnded as e:
+            if e.reason == "no_such_hold":  # its answer has not gone out, and perhaps never will
+                return
+            bill, state = {"charged_usdc": "0.000000"}, "expired"
+        else:
+            bill = {
+                "reserved_usdc": format_units(-entry.held, 6),
+                "charged_usdc": format_units(entry.revenue, 6),
+                "refunded_usdc": format_units(entry.available, 6),
+            }
+        sql = "UPDATE image_jobs SET state = ?, bill = ? WHERE id = ? AND state = 'queued'"
+        await asyncio.to_thread(self._db.execute, sql, (state, json.dumps(bill), job.id))
+
+
+def _place(ledger: str) -> str | Path:
+    """Beside the ledger's file; for one in a database, a file here by that database's name in disguise."""
+    if ledger == ":memory:":
+        return ledger
+    if "://" in ledger:
+        return f"inference-{hashlib.sha256(ledger.encode()).hexdigest()[:12]}.jobs.db"
+    return Path(ledger).with_suffix(".jobs.db")

@@ -14,8 +14,8 @@ _TOKEN: Final = re.compile(r"\s?\w{1,8}|\s?[^\w\s]|\s")
 _TOKEN_SECONDS: Final = 0.002
 _ANSWER: Final = (
     "You asked: {question}. I am a stand-in for a language model. I know nothing, but I count every token that I read "
-    "and every token that I write, and I stop where you tell me to. What you read here was paid for with a transfer of "
-    "USDC that you can look up on the chain: its hash came with this answer, in the receipt."
+    "and every token that I write, and I stop where you tell me to. What you read here was paid for in USDC: by a "
+    "transfer that you can look up on the chain, or from your balance. The receipt came with this answer."
 )
 
 
@@ -33,7 +33,9 @@ async def generate(messages: Sequence[str], max_tokens: int) -> AsyncIterator[st
 
 
 def draw(prompt: str) -> str:
-    """An SVG image with the prompt written on it."""
+    """An SVG image with the prompt written on it. ``ValueError`` for a prompt without a word."""
+    if not any(char.isalnum() for char in prompt):
+        raise ValueError("there is no word in the prompt to draw")
     text = html.escape(prompt[:60])
     frame = '<rect width="512" height="512" fill="#123"/><text x="24" y="256" font-size="20" fill="#fff">'
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="512" height="512">{frame}{text}</text></svg>'

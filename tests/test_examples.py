@@ -82,6 +82,15 @@ def spent(chain: EvmDevnet) -> Iterator[Any]:
     assert before[0] - after[0] == after[1] - before[1]
 
 
+def ceiling(content: bytes, most: int) -> int:
+    """The most that a chat can cost: by the bytes of its body, what a template may add, and its cap."""
+    return max(MINIMUM, (len(content) + 64) * INPUT + most * OUTPUT)
+
+
+def cost(read: int, written: int) -> int:
+    return max(MINIMUM, read * INPUT + written * OUTPUT)
+
+
 def asked(answer: httpx.Response) -> int:
     assert answer.status_code == 402, answer.text
     return int(decode_header(answer.headers["payment-required"])["accepts"][0]["amount"])
@@ -94,13 +103,8 @@ def test_the_model_and_its_prices_are_free_to_see(unpaid: httpx.Client) -> None:
     answer = unpaid.get("/v1/models")
     (model,) = answer.json()["data"]
     assert (answer.status_code, model["id"], model["object"]) == (200, "demo", "model")
-    assert model["pricing"] == {
-        "input_token": "$0.000005",
-        "output_token": "$0.00002",
-        "minimum": "$0.0005",
-        "currency": "USD",
-    }
-    assert (model["max_output_tokens"], model["default_output_tokens"]) == (4096, 256)
+    assert model["pricing"] == {"currency": "USD", "input": "$5/M", "output": "$20/M", "minimum": "$0.0005"}
+    assert (model["max_output"], model["default_output"], model["owned_by"]) == (4096, 256, "x402kit")
 
 
 @pytest.mark.parametrize(
@@ -115,21 +119,21 @@ def test_the_model_and_its_prices_are_free_to_see(unpaid: httpx.Client) -> None:
 )
 def test_a_chat_costs_what_it_can_cost_at_most(unpaid: httpx.Client, cap: dict[str, Any], most: int) -> None:
     answer = unpaid.post("/v1/chat/completions", json={"model": "demo", "messages": HELLO, **cap})
-    assert asked(answer) == HELLO_TOKENS * INPUT + most * OUTPUT
+    assert asked(answer) == ceiling(answer.request.content, most)
 
 
-def test_prices_count_the_prompt_and_have_a_minimum(unpaid: httpx.Client) -> None:
-    body = {"model": "demo", "messages": HELLO, "max_tokens": 1}
-    assert asked(unpaid.post("/v1/chat/completions", json=body)) == MINIMUM
+def test_the_ceiling_grows_with_the_prompt(unpaid: httpx.Client) -> None:
     parts = [{"type": "text", "text": "a b c d "}, {"type": "text", "text": "e" * 80}]
-    body = {**body, "messages": [*HELLO, {"role": "user", "content": parts}], "max_tokens": 30}
-    assert asked(unpaid.post("/v1/chat/completions", json=body)) == (HELLO_TOKENS + 1 + 4 + 10) * INPUT + 30 * OUTPUT
+    body = {"model": "demo", "messages": [*HELLO, {"role": "user", "content": parts}], "max_tokens": 30}
+    answer = unpaid.post("/v1/chat/completions", json=body)
+    assert asked(answer) == ceiling(answer.request.content, 30) > 30 * OUTPUT + 88 * INPUT
 
 
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"model": "gpt"}, "model"),
+        ({"model": "gpt"}, "unknown_model"),
+        ({"model": 7}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"max_tokens": 4097}, "max_tokens"),
@@ -166,15 +170,42 @@ def test_the_weather_has_a_fixed_price(client: httpx.Client, spent: Any) -> None
 
 def test_a_chat_counts_its_tokens_and_honours_the_cap(client: httpx.Client, spent: Any) -> None:
     body = {"model": "demo", "messages": HELLO, "max_tokens": 12}
-    made = client.post("/v1/chat/completions", json=body).json()
+    first = client.post("/v1/chat/completions", json=body)
+    made = first.json()
     (choice,) = made["choices"]
     assert choice["finish_reason"] == "length"
     assert choice["message"]["content"] == "You asked: Hello there, how are you. I am"
-    assert made["usage"] == {"prompt_tokens": HELLO_TOKENS, "completion_tokens": 12, "total_tokens": HELLO_TOKENS + 12}
-    whole = client.post("/v1/chat/completions", json={**body, "max_tokens": 1_000}).json()
-    assert whole["choices"][0]["finish_reason"] == "stop"
-    assert 12 < whole["usage"]["completion_tokens"] < 1_000
-    assert spent() == MINIMUM + HELLO_TOKENS * INPUT + 1_000 * OUTPUT
+    assert counted(made["usage"]) == (HELLO_TOKENS, 12, HELLO_TOKENS + 12)
+    whole = client.post("/v1/chat/completions", json={**body, "max_tokens": 1_000})
+    made = whole.json()
+    assert made["choices"][0]["finish_reason"] == "stop"
+    assert 12 < made["usage"]["completion_tokens"] < 1_000
+    assert spent() == ceiling(first.request.content, 12) + ceiling(whole.request.content, 1_000)
+
+
+def counted(usage: Any) -> tuple[int, int, int]:
+    return usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]
+
+
+def test_what_a_payment_was_above_the_cost_becomes_balance(client: httpx.Client) -> None:
+    answer = client.post("/v1/chat/completions", json={"model": "demo", "messages": HELLO, "max_tokens": 1_000})
+    info = payment_of(answer)
+    assert info is not None
+    assert (info.source, info.verified) == ("payment", True)
+    used = answer.json()["usage"]
+    charged = cost(*counted(used)[:2])
+    returned, balance = info.amount - charged, info.balance
+    assert (info.charged, info.returned) == (charged, returned)
+    assert balance is not None
+    assert balance >= returned > 0
+    assert used["x402kit"] == {
+        "billing_source": "payment",
+        "request_id": used["x402kit"]["request_id"],
+        "reserved_usdc": format_units(info.amount, 6),
+        "charged_usdc": format_units(charged, 6),
+        "refunded_usdc": format_units(returned, 6),
+        "wallet_balance_after_usdc": format_units(balance, 6),
+    }
 
 
 def events(answer: httpx.Response) -> list[Any]:
@@ -194,7 +225,8 @@ def test_a_streamed_chat_says_the_same_and_ends_with_its_usage(client: httpx.Cli
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text == plain["choices"][0]["message"]["content"]
     assert [chunk["usage"] for chunk in chunks] == [None] * len(chunks)
-    assert (last["choices"], last["usage"]) == ([], plain["usage"])
+    assert (last["choices"], counted(last["usage"])) == ([], counted(plain["usage"]))
+    assert last["usage"]["x402kit"]["charged_usdc"] == plain["usage"]["x402kit"]["charged_usdc"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     without = events(client.post("/v1/chat/completions", json={**body, "stream": True}))
     assert all("usage" not in chunk for chunk in without)
@@ -210,6 +242,15 @@ def test_a_stream_streams(client: httpx.Client) -> None:
     assert times[-1] - times[0] > 0.05
 
 
+def ended(unpaid: httpx.Client, place: str) -> Any:
+    """A job that is asked for until it has ended."""
+    end = time.monotonic() + 10
+    while (told := unpaid.get(place).json())["status"] == "queued":
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return told
+
+
 def test_images_are_paid_when_asked_for_and_fetched_when_done(
     client: httpx.Client, unpaid: httpx.Client, spent: Any
 ) -> None:
@@ -221,13 +262,30 @@ def test_images_are_paid_when_asked_for_and_fetched_when_done(
     assert re.fullmatch(r"gen_[\w-]{32}", job["request_id"])
     place = answer.headers["location"]
     assert place == f"/v1/generation-requests/{job['request_id']}"
-    assert unpaid.get(place).json()["status"] == "running"
-    time.sleep(job["poll_after_seconds"])
-    done = unpaid.get(place).json()
+    assert unpaid.get(place).json() == {**job, "status": "queued"}
+    done = ended(unpaid, place)
     assert done["status"] == "succeeded"
     assert [result["prompt"] for result in done["results"]] == ["a <cat>", "a dog"]
     assert "a &lt;cat&gt;" in done["results"][0]["svg"]
+    assert done["billing"] == {
+        "reserved_usdc": "0.040000",
+        "charged_usdc": "0.040000",
+        "refunded_usdc": "0.000000",
+    }
     assert unpaid.post("/v1/generation-requests", json={"requests": []}).status_code == 400
+
+
+def test_an_image_that_can_not_be_drawn_is_refunded(client: httpx.Client, unpaid: httpx.Client) -> None:
+    body = {"requests": [{"prompt": "a cat"}, {"prompt": "?!"}, {"prompt": "a dog"}]}
+    done = ended(unpaid, client.post("/v1/generation-requests", json=body).headers["location"])
+    assert [result["status"] for result in done["results"]] == ["succeeded", "failed", "succeeded"]
+    assert done["results"][1]["error"] == "there is no word in the prompt to draw"
+    bill = {"reserved_usdc": "0.060000", "charged_usdc": "0.040000", "refunded_usdc": "0.020000"}
+    assert (done["status"], done["billing"]) == ("succeeded", bill)
+    done = ended(
+        unpaid, client.post("/v1/generation-requests", json={"requests": [{"prompt": "…"}]}).headers["location"]
+    )
+    assert (done["status"], done["billing"]["refunded_usdc"]) == ("failed", "0.020000")
 
 
 def test_a_job_that_was_paid_for_outlives_a_restart(tmp_path: Path, payer: Payer) -> None:
@@ -237,9 +295,15 @@ def test_a_job_that_was_paid_for_outlives_a_restart(tmp_path: Path, payer: Payer
             served("examples.inference:app", env) as url,
             httpx.Client(base_url=url, transport=payer.transport()) as client,
         ):
-            answer = client.post("/v1/generation-requests", json={"requests": [{"prompt": "a cat"}]})
-        with served("examples.inference:app", env) as url:
-            assert httpx.get(url + answer.headers["location"]).json()["status"] in ("running", "succeeded")
+            body = {"requests": [{"prompt": "a cat"}, {"prompt": "!"}]}
+            place = client.post("/v1/generation-requests", json=body).headers["location"]
+        assert run("ledger", "totals", env["X402KIT_LEDGER"]).out.count('"holds": 40000')
+        with served("examples.inference:app", env) as url, httpx.Client(base_url=url) as unpaid:
+            done = ended(unpaid, place)
+            assert (done["status"], done["billing"]["charged_usdc"]) == ("succeeded", "0.020000")
+        totals = json.loads(run("ledger", "totals", env["X402KIT_LEDGER"]).out)["assets"]
+        (sums,) = totals.values()
+        assert (sums["revenue"], sums["available"], sums["held"], sums["holds"]) == (20_000, 20_000, 0, 0)
 
 
 def test_without_a_rail_it_says_what_to_set() -> None:
@@ -274,7 +338,8 @@ def test_the_openai_sdk_pays(url: str, payer: Payer, spent: Any) -> None:
         assert made.usage.completion_tokens == 5
         with pytest.raises(openai.BadRequestError):
             sdk.chat.completions.create(model="gpt", messages=[{"role": "user", "content": "hi"}])
-    assert spent() == MINIMUM
+    assert spent() == ceiling(raw.http_response.request.content, 5)
+    assert info.charged == MINIMUM
 
 
 def test_the_openai_sdk_pays_for_a_stream(url: str, payer: Payer, spent: Any) -> None:
@@ -291,7 +356,7 @@ def test_the_openai_sdk_pays_for_a_stream(url: str, payer: Payer, spent: Any) ->
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "You asked: hi."
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 2 + 5
-    assert spent() == MINIMUM
+    assert 5 * OUTPUT + 64 * INPUT < spent() < 5 * OUTPUT + 300 * INPUT
 
 
 def test_the_async_openai_sdk_pays(url: str, payer: Payer, spent: Any) -> None:
@@ -305,7 +370,7 @@ def test_the_async_openai_sdk_pays(url: str, payer: Payer, spent: Any) -> None:
             return [made.choices[0].message.content for made in await asyncio.gather(*calls)]
 
     assert asyncio.run(talk()) == [f"You asked: {n}." for n in range(8)]
-    assert spent() == 8 * MINIMUM
+    assert 8 * 5 * OUTPUT + 8 * 64 * INPUT < spent() < 8 * (5 * OUTPUT + 300 * INPUT)
 
 
 # The command line against it
