@@ -31,7 +31,6 @@ from ..paywall.settlement import Settler
 from ..pricing import PriceLike, price_of
 from . import answers
 from .answers import Answer
-from .delivery import Delivery
 from .gate import Gate
 from .marks import PriceDependency, mark
 from .routes import Routes, Rule
@@ -91,7 +90,6 @@ class Paywall:
         self._marks: list[Resource] = []
         self._gates: list[Gate] = []
         self.running = False
-        self.serving: set[Delivery] = set()
         self._starting: asyncio.Lock | None = None
         self._started_in: asyncio.AbstractEventLoop | None = None
         # Always there: what was begun is seen to its end, also when withdrawals are switched off.
@@ -230,15 +228,12 @@ class Paywall:
 
     async def void(self, job: str) -> Entry:
         """A job failed: all of its reserve goes back to the payer. Raises ``HoldEnded``."""
-        return await self.store.void((await self._job(job)).id)
+        return await self.store.void(job)
 
     async def _job(self, job: str) -> Hold:
-        """The hold of a job. A payment's is made when the call's answer goes out, and some jobs are faster."""
-        end = time.monotonic() + _JOB_WAIT_SECONDS
-        while (hold := await self.store.hold(job)) is None:
-            if time.monotonic() > end:
-                raise HoldEnded("no_such_hold")
-            await asyncio.sleep(0.05)
+        hold = await self.store.hold(job)
+        if hold is None:
+            raise HoldEnded("no_such_hold")
         return hold
 
     def _decimals_of(self, hold: Hold) -> int:
@@ -258,20 +253,9 @@ class Paywall:
             return
         self._started_in = None
         self.running = False
-        await self._end_serving()
         await self._settler.close(self._drain_seconds)
         await self._payouts.close(self._drain_seconds)
         await self._shut()
-
-    async def _end_serving(self) -> None:
-        """Let answers under way come to their end, for so long; then end those that can be ended (J09)."""
-        for seconds in (self._drain_seconds, _CUT_SECONDS):
-            end = time.monotonic() + seconds
-            while self.serving and time.monotonic() < end:
-                await asyncio.sleep(0.02)
-            if seconds == self._drain_seconds:
-                for delivery in tuple(self.serving):
-                    delivery.cut()
 
     async def reconcile(self) -> int:
         """One pass over payments whose end is open; the timer does this by itself. How many were looked at."""
