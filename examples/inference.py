@@ -14,7 +14,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -209,7 +209,7 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 @contextlib.asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
+async def lifespan(app: Starlette) -> AsyncGenerator[None]:
     """The paywall is open before this and closed after it, so that jobs can be ended."""
     running = asyncio.create_task(jobs.run(paywall))
     yield
