@@ -22,6 +22,7 @@ __all__ = [
     "LEEWAY_SECONDS",
     "NESTING_MAX",
     "STALL_SECONDS",
+    "START_SECONDS",
     "VALID_FOR_MAX",
     "VALID_FOR_MIN",
     "Account",
@@ -57,7 +58,9 @@ BODY_SECONDS: Final = 30
 KEPT_BODY_MAX: Final = 256 * 1024
 """Bytes of an answer that are kept for a replay."""
 STALL_SECONDS: Final = 120
-"""How long a metered or balance-paid stream may give nothing, by default (H06)."""
+"""How long a stream may give nothing, by default (H06)."""
+START_SECONDS: Final = 600
+"""How long a metered or balance-paid call may take to its first byte, by default: so long its reserve is held (I6)."""
 KEPT_SECONDS: Final = 3600
 """How long a kept answer can be replayed."""
 CHALLENGE_SECONDS: Final = 300

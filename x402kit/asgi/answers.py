@@ -121,7 +121,7 @@ def sale_headers(sale: Sale, outcome: Charged | None) -> Headers:
     became of the rest: ``charged`` is missing while that is not known, as at the head of a stream.
     """
     receipt, version = sale.receipt, sale.x402_version
-    if sale.source == "payment" and (outcome is None or outcome.charged == sale.amount):
+    if not sale.itemised and (outcome is None or not outcome.returned):
         return receipt_headers(receipt, version)
     said = {"source": sale.source, "reserved": str(sale.amount)}
     if outcome is not None:
@@ -129,6 +129,18 @@ def sale_headers(sale: Sale, outcome: Charged | None) -> Headers:
         if sale.source == "balance":
             receipt = receipt._replace(amount=outcome.charged)
     return receipt_headers(receipt, version, {EXTENSION: said})
+
+
+def _told_again(kept: Claim | Hold) -> Headers:
+    """The receipt of a call whose answer is no longer kept: what it cost, and what was returned."""
+    said = {"reserved": str(kept.amount), "charged": str(kept.captured)}
+    said["returned"] = str(max(kept.amount - kept.captured, 0))
+    if isinstance(kept, Claim):
+        receipt = SettlementResponse(True, kept.network, kept.reference, kept.payer, kept.amount)
+        return receipt_headers(receipt, 2, {EXTENSION: {"source": "payment", **said}})
+    network, _, wallet = kept.owner.rpartition(":")
+    receipt = SettlementResponse(True, network, "", wallet, kept.captured)
+    return receipt_headers(receipt, 2, {EXTENSION: {"source": "balance", **said}})
 
 
 def with_common(given: Iterable[tuple[bytes, bytes]], ours: Collection[bytes]) -> Headers:
@@ -172,6 +184,8 @@ def replay(kept: Claim | Hold, receipt: SettlementResponse | None, x402_version:
         if kept.state == "credited":
             detail = "This payment was never served; its value is on the payer's balance."
         body = dump_json({"replayed": True, "detail": detail})
+        if isinstance(kept, Hold) or kept.captured < kept.amount:
+            headers += _told_again(kept)
     headers.append((b"payment-replayed", b"true"))
     if receipt is not None and not any(name == b"payment-response" for name, _ in headers):
         headers += receipt_headers(receipt, x402_version)

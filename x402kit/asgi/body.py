@@ -82,6 +82,11 @@ class Watched:
             self._whole = not message.get("more_body", False)
         return message
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of the body has been read."""
+        return self._whole
+
     def digest(self) -> bytes:
         """Of the whole body, or nothing when the app did not read all of it."""
         return self._hash.digest() if self._whole else b""

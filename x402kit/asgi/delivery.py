@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from typing import Any, Final
 
 from starlette.types import Message, Receive, Send
 
-from ..errors import OutcomeUnknown, PaymentInProgress, ServerError
+from ..errors import ConfigError, OutcomeUnknown, PaymentInProgress, ServerError
 from ..model import KEPT_SECONDS
 from ..money import format_units
 from ..paywall.resource import Resource
@@ -50,9 +51,19 @@ class TooLongToHold(ServerError):
     hint = "Nothing was settled."
 
 
+class HoldLost(ServerError):
+    """The reserve of a call ended while it was served, and has gone back to the balance."""
+
+    status, code = 503, "reserve-lost"
+    hint = "The reserve ended while the call ran. Nothing was charged. Make the call again, with a new proof."
+    retry_after = 2
+
+
 class Delivery:
     """What an admitted app sends by, and receives by. ``failure`` is set when its answer must not go out: ours goes
-    instead.
+    instead. Made in the task in which the app will run.
+
+    ``body`` is the request's, where the gate has read it.
     """
 
     def __init__(
@@ -64,18 +75,28 @@ class Delivery:
         metering: Metering,
         body: bytes | None = None,
     ) -> None:
+        self._receive = receive
         self._request = Watched(receive)
         self._send = send
         self._resource = resource
         self._sale = sale
         self._metering = metering
-        # With its body, a request is watched for its caller's leaving.
-        self._watch = None if body is None else Watch(body, receive, self._gone)
+        self._run = asyncio.current_task()
+        self._body = body
+        self._watch: Watch | None = None
+        self._listens = body is not None or sale.source == "balance"
+        if self._listens:
+            self._watch = Watch(self._run, self._gone, self._silent)
+            self._watch.expect(resource.start_seconds)
+            if body is not None:
+                self._watch.listen(receive, body)
         # A payment that was settled when it was first shown is not settled again.
         self._after = not sale.settled
-        self._held: Message | None = None
+        self._head: Message | None = None
         self._final: Headers | None = None
-        self._kept: bytearray | None = bytearray()
+        self._final_of: Charged | None = None
+        self._kept: bytearray | None = bytearray() if sale.keeps_answer else None
+        self._sending = False
         self._charged = False
         self._closed = False
         self._withheld = False
@@ -90,7 +111,13 @@ class Delivery:
 
     async def receive(self) -> Message:
         """The app's ``receive``; before it hears that its caller has left, what is to be kept is finished."""
-        message = await (self._request() if self._watch is None else self._watch.receive())
+        watch = self._watch
+        if watch is not None and watch.listens:
+            message = await watch.receive()
+        else:
+            message = await self._request()
+            if watch is not None and self._listens and self._request.whole and not watch.listens:
+                watch.listen(self._receive)
         if message["type"] == "http.disconnect":
             await self._leaving()
         return message
@@ -101,7 +128,7 @@ class Delivery:
         if self.failure is not None or self._withheld:
             return
         if kind == "http.response.start":
-            self._held = message
+            self._head = message
             self._charged = self._resource.charge(message["status"])
             if self._metering.active:
                 self._metering.begin(message)
@@ -115,7 +142,9 @@ class Delivery:
     async def _part(self, message: Message, body: bytes | None) -> None:
         more = message.get("more_body", False)
         if self._metering.active and body is not None:
-            body = self._metering.feed(body)
+            body = self._metering.feed(body, more=more)
+            if more and self._metering.waits:
+                return
             message = {**message, "body": body}
         earlier = bool(self._kept)
         self._keep(body)
@@ -123,28 +152,43 @@ class Delivery:
             if self._kept is None and (more or earlier):
                 self.failure = TooLongToHold()
                 raise self.failure
-            if more:
-                return
-            message = await self._settled(message)
-        if more:
-            self._follow()
-        else:
+            message = message if more else await self._settled(message)
+        if not more:
             message = await self._last(message)
             self._end()
-            if self.failure is not None or self._withheld:
-                return
-        if self._held is not None:
-            await self._begin(self._held)
+            if self.failure is None and not self._withheld:
+                await self._give(message)
+        elif not self._after:
+            await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
+        """A part of a stream. One that gives nothing for too long is ended (H06)."""
+        watch = self._watch
+        if watch is None:
+            watch = self._watch = Watch(self._run, self._gone, self._silent)
+        if self.started:
+            watch.alive()
+        else:
+            watch.expect(self._resource.stall_seconds)
+        await self._give(message)
+        watch.alive()
+
+    async def _give(self, message: Message) -> None:
+        if self._head is not None and not self.started:
+            await self._begin(self._head)
         await self._out(message)
 
     async def _last(self, message: Message) -> Message:
         """The answer's last message: it goes out when the end of the sale is written down."""
         if self._charged and not self._closed:
+            if self._watch is not None and self._watch.cut_by is not None:
+                self._withheld = True  # the app went on though its run was ended: ``close`` ends it as what it was
+                return message
             await self._served(End.COMPLETE)
         if not self._metering.active:
             return message
-        billed = self._metering.bill(self._outcome, message, whole=self._held is not None)
-        if self._held is not None and billed is not message:
+        billed = self._metering.bill(self._outcome, message, whole=not self.started)
+        if not self.started and billed is not message:
             self._resize(len(billed["body"]))
         return billed
 
@@ -154,14 +198,12 @@ class Delivery:
         if at is not None:
             headers[at] = (b"content-length", str(length).encode())
 
-    def _follow(self) -> None:
-        """A stream that gives nothing for too long is ended (H06)."""
-        if self._watch is None:
-            return
-        if self.started:
-            self._watch.alive()
-        else:
-            self._watch.listen_for(self._resource.stall_seconds)
+    def _silent(self) -> None:
+        """Nothing was given for too long: by the handler, or because its caller does not read (then that one left)."""
+        assert self._watch is not None
+        if self._sending:
+            self._leave()
+        self._watch.cut(End.LEFT_MIDWAY if self.left else End.STALLED)
 
     def _end(self) -> None:
         """Whoever waits for the answer's end, or for the end of its copy, waits no more."""
@@ -174,17 +216,21 @@ class Delivery:
             return
         if body is None or len(self._kept) + len(body) > self._resource.keep_bytes:
             self._kept = None
-            self._end()
+            if not self._runs_on:
+                self._end()
         else:
             self._kept += body
 
     async def _out(self, message: Message) -> None:
         if self._lost is None:
+            self._sending = True
             try:
                 await self._send(message)
             except OSError as e:  # the caller has left, says the server
                 self._lost = e
                 self._leave()
+            finally:
+                self._sending = False
         if self._lost is not None and (not self._runs_on or time.monotonic() > self._run_until):
             raise self._lost
 
@@ -198,7 +244,8 @@ class Delivery:
         if self._watch is None:
             return
         if not self.started:
-            self._watch.cut(End.LEFT_BEFORE)
+            if self._metering.paid.job_seconds is None:  # a job that was begun goes on
+                self._watch.cut(End.LEFT_BEFORE)
             return
         self._leave()
         self._watch.cut_after(RUN_ON_SECONDS if self._runs_on else 0, End.LEFT_MIDWAY)
@@ -214,7 +261,8 @@ class Delivery:
         self._leave()
         left = self._run_until - time.monotonic()
         # Once the time is over, without a pause: who only polls for the end cancels what waits, and never hears it.
-        if left > 0 and self.started and self._charged and not self._closed and not self._over:
+        wanted = self._runs_on and self._charged and not self._closed
+        if left > 0 and self.started and wanted and not self._over:
             self._is_over = self._is_over or asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
@@ -223,6 +271,8 @@ class Delivery:
     async def _settled(self, last: Message) -> Message:
         """Settle what was held back, and give it whole; whatever comes of it, the settler has written it down."""
         self._closed = True
+        if self._watch is not None:
+            self._watch.leave_alone()
         try:
             if self._charged:
                 await self._sale.settle()
@@ -249,78 +299,92 @@ class Delivery:
             self._outcome = await self._end_sale(cost)
         except SaleLost:
             log.error("ALERT: %s lost its lease while it was served", sale.id)
-            if not self.started:  # another serves this payment, and it is served once (I4)
-                self.failure = PaymentInProgress(reference=sale.reference)
-        except ServerError:
+            if not self.started:  # another serves this payment, and it is served once (I4); a hold has gone back (E06)
+                lost = sale.source == "balance"
+                self.failure = HoldLost() if lost else PaymentInProgress(reference=sale.reference)
+        except (ServerError, ConfigError):  # out of reach, or closed already
             log.exception("the store could not write down that %s is served", sale.id)
             self._withheld = not self.started
             await sale.release()
 
-    async def _end_sale(self, cost: int | None) -> Charged:
+    async def _end_sale(self, cost: int | None) -> Charged | None:
+        """What it came to; None for a job, which ends later."""
         sale = self._sale
         now = int(time.time())
-        expected = Charged(sale.amount, sale.amount if cost is None else min(cost, sale.amount))
-        answer = self._answer(expected, now)
         seconds = self._metering.paid.job_seconds
         if seconds is None:
-            return await sale.serve(cost, **answer)
-        await sale.defer(now + seconds, self._metering.paid.request_id, **answer)
-        return Charged(sale.amount, 0)
+            return await sale.serve(cost, **self._answer(sale.expected(cost), now))
+        await sale.defer(now + seconds, self._metering.paid.request_id, **self._answer(None, now))
+        return None
 
-    def _answer(self, expected: Charged, now: int) -> dict[str, Any]:
+    def _answer(self, expected: Charged | None, now: int) -> dict[str, Any]:
         """The columns of the kept copy."""
         if not self._sale.keeps_answer:
             return {}
-        body = None if self._kept is None else bytes(self._kept)
-        if self._metering.active:
-            body = self._metering.kept(expected, body)
-        return {
-            "status": self._held["status"] if self._held else 200,
-            "headers": pack_headers(self._headers(expected)),
+        body = None if self._kept is None or self._head is None else bytes(self._kept)
+        made = {
+            "status": self._head["status"] if self._head else 200,
+            "headers": pack_headers(self._headers(expected)) if self._head else b"",
             "body": body,
-            "body_digest": self._request.digest() if self._watch is None else self._watch.digest(),
+            "body_digest": self._request.digest() if self._body is None else hashlib.sha256(self._body).digest(),
             "served_at": now,
             "kept_until": now + KEPT_SECONDS,
         }
+        if self._metering.active:
+            made["body"] = self._metering.kept(expected, body)
+            made["request_id"] = self._metering.paid.request_id
+        return made
 
-    async def _begin(self, held: Message) -> None:
-        if not self._charged and self._sale.source == "balance" and not self._closed:
+    async def _begin(self, head: Message) -> None:
+        balance = self._sale.source == "balance"
+        if balance and not self._charged:
+            await self._let_go()
+        headers = self._headers(self._outcome)
+        if balance or (self._outcome is not None and self._outcome.balance is not None):
+            headers = [*headers, *await self._remaining()]
+        self.started = True
+        await self._out({**head, "headers": headers})
+        if not self._charged:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """The answer is not charged for, and goes on as it likes."""
+        if self._watch is not None:
+            self._watch.leave_alone()
+        if not self._closed:
             self._closed = True
             self._outcome = await self._sale.release()
-        headers = self._headers(self._outcome)
-        if self._sale.source == "balance" or (self._outcome is not None and self._outcome.balance is not None):
-            headers = [*headers, await self._remaining()]
-        self._held = None
-        self.started = True
-        await self._out({**held, "headers": headers})
-        if not self._charged:
-            await self.close()
 
-    async def _remaining(self) -> tuple[bytes, bytes]:
+    async def _remaining(self) -> Headers:
+        """What the payer has left; nothing where that can't be known now."""
         outcome = self._outcome
         balance = await self._sale.remaining() if outcome is None or outcome.balance is None else outcome.balance
-        return b"x-balance-remaining", format_units(balance, self._sale.decimals).encode()
+        if balance is None:
+            return []
+        return [(b"x-balance-remaining", format_units(balance, self._sale.decimals).encode())]
 
     def _headers(self, outcome: Charged | None) -> Headers:
-        """The answer's headers with ours, worked out once: both the kept copy and the answer need them."""
-        if self._final is None:
-            assert self._held is not None
+        """The answer's headers with ours. The kept copy and the answer need them, mostly the same."""
+        if outcome is not None and not self._sale.itemised and not outcome.returned:
+            outcome = None  # its receipt is the same
+        if self._final is None or self._final_of != outcome:
+            assert self._head is not None
             cache = self._resource.cache_control.encode() if self._charged else b"no-store"
-            headers = with_common(self._held.get("headers", ()), _OURS_AND_CACHE if cache else _OURS)
+            headers = with_common(self._head.get("headers", ()), _OURS_AND_CACHE if cache else _OURS)
             if cache:
                 headers.append((b"cache-control", cache))
             if self._sale.settled:
                 headers += sale_headers(self._sale, outcome)
                 if not self._charged and self._sale.source == "payment":
                     headers.append((b"payment-outcome", b"settled-unserved"))
-            self._final = headers
+            self._final, self._final_of = headers, outcome
         return self._final
 
     async def close(self, *, failed: bool = False) -> None:
         """The app is done. What did not reach its end is ended here: charged for by what went out, or released."""
         self._end()
         if self._watch is not None:
-            await self._watch.close()
+            self._watch.close()
         if self._closed:
             return
         end = self._ending(failed=failed)
@@ -332,8 +396,8 @@ class Delivery:
             self._outcome = await self._sale.release()
 
     def _ending(self, *, failed: bool) -> End:
-        if self._watch is not None and self._watch.cut_by is not None:
-            return self._watch.cut_by
+        if self.cut_by is not None:
+            return self.cut_by
         if not self.started:
             return End.FAILED_BEFORE
         if not self._charged:
@@ -346,13 +410,22 @@ class Delivery:
         """Whether an answer that did not reach its end is charged for. One that a caller left is served, whatever it
         costs: what has begun to go out is not given again.
         """
-        if self.started and self._charged and self.left:
+        if self._charged and self.started and (self.left or self._metering.paid.job_seconds is not None):
             return True
         return (self.started or end is End.LEFT_BEFORE) and bool(self._metering.cost(end))
 
+    def cut(self) -> None:
+        """The server stops: end the run, where it can be ended."""
+        if self._watch is not None:
+            self._watch.cut(End.CUT)
+
     @property
-    def was_cut(self) -> bool:
-        """Whether it was we who ended the handler's run; then nobody else has cancelled it."""
+    def cut_by(self) -> End | None:
+        """Why we ended the handler's run, if we did."""
+        return None if self._watch is None else self._watch.cut_by
+
+    def taken_back(self) -> bool:
+        """The handler is done. Whether it was we who cancelled its run, and nobody else."""
         return self._watch is not None and self._watch.taken_back()
 
     async def last_words(self) -> bool:

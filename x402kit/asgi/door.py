@@ -27,8 +27,8 @@ from ..protocols.x402 import find_payment
 from . import answers
 from .answers import Answer
 from .body import body_digest, read_body
-from .delivery import Delivery
 from .request import PricedRequest
+from .serving import Serving
 from .wallet_places import Place, Places
 
 __all__ = ["Door", "Till"]
@@ -46,7 +46,7 @@ class Till(Protocol):
     admissions: Admissions
     balances: Balances
     running: bool
-    serving: set[Delivery]
+    serving: Serving
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...

@@ -17,6 +17,7 @@ from ..errors import BadRequest, ServerError, X402KitError
 from ..paywall.admission import Admission
 from ..paywall.credit import credit
 from ..paywall.sale import BalanceSale, Sale
+from ..pricing import End
 from . import answers
 from .answers import Answer
 from .body import Disconnected, read_body, replay_body
@@ -190,26 +191,35 @@ class Gate:
         metering = Metering(sale, paid, request.quoted, self._till.service if resource.report_usage else "")
         try:
             body, receive = await self._body_of(request, receive, sale)
-        except (Disconnected, ServerError):
+        except BaseException as e:
             await sale.release()
+            if isinstance(e, ServerError):
+                await self._answer(answers.problem(e), scope, receive, send)
+            elif not isinstance(e, Disconnected):
+                raise
             return
         delivery = Delivery(receive, send, resource, sale, metering, body)
         failure: Exception | None = None
         token = admitted.set(resource)
+        serving = self._till.serving
+        serving.add(delivery)
         try:
             await self.app(scope_for(scope, paid, metered=metering.active), delivery.receive, delivery.send)
         except asyncio.CancelledError:
-            if not delivery.was_cut:
+            if not delivery.taken_back():
                 raise
-            log.info("the run of %s was ended: its caller left, or it fell silent", resource.id)
             failure = Cut()
         except Exception as e:  # the ASGI edge: the handler failed; its payment stays good (H08)
-            if delivery.failure is None:
+            if delivery.failure is None and delivery.cut_by is None:
                 log.exception("the handler of %s failed", resource.id)
-            failure = e
+            failure = e if delivery.cut_by is None else Cut()
         finally:
             admitted.reset(token)
-            await delivery.close(failed=failure is not None)
+            delivery.taken_back()
+            try:
+                await delivery.close(failed=failure is not None)
+            finally:
+                serving.discard(delivery)
         await self._after(receive, send, request, sale, delivery, failure)
 
     async def _after(
@@ -222,8 +232,10 @@ class Gate:
         failure: Exception | None,
     ) -> None:
         """What there is to say once the handler is done: its own failure, or why its answer did not go out."""
+        if delivery.cut_by is not None:
+            log.info("the run of %s was ended: %s", request.resource.id, delivery.cut_by.value)
         if not delivery.started:
-            if not isinstance(failure, Cut):
+            if delivery.cut_by is not End.LEFT_BEFORE:  # else nobody is there
                 answer = await self._unserved(request, sale, delivery.failure)
                 await self._answer(answer, request.scope, receive, send)
         elif failure is not None and not await delivery.last_words() and not isinstance(failure, Cut):

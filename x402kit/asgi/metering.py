@@ -18,7 +18,7 @@ from ..pricing import Delivered, End, Quote, charge
 from ..protocols.encoding import dump_json
 from .call import PaidCall
 from .inject import Holding, inject
-from .usage import UsageReader, reader_for
+from .usage import READ_MAX, UsageReader, reader_for
 
 __all__ = ["Metering"]
 
@@ -32,17 +32,29 @@ class Metering:
     ``service`` is the name under ``usage`` at which the bill stands; empty for none.
     """
 
-    __slots__ = ("_holding", "_is_json", "_is_stream", "_quote", "_reader", "_sale", "_service", "active", "paid")
+    __slots__ = (
+        "_holding",
+        "_is_json",
+        "_is_stream",
+        "_quote",
+        "_reader",
+        "_sale",
+        "_service",
+        "_waiting",
+        "active",
+        "paid",
+    )
 
     def __init__(self, sale: Sale, paid: PaidCall, quote: Quote | None, service: str) -> None:
         self.paid = paid
-        self.active = bool(service) or (quote is not None and quote.meter is not None)
+        self._quote = quote if quote is not None and quote.meter is not None else None
+        self.active = bool(service) or self._quote is not None
         """Whether the body is looked at."""
         self._sale = sale
-        self._quote = quote
         self._service = service
         self._reader: UsageReader | None = None
         self._holding: Holding | None = None
+        self._waiting: bytearray | None = None
         self._is_stream = self._is_json = False
 
     def begin(self, message: Message) -> None:
@@ -55,12 +67,27 @@ class Metering:
         self._reader = reader_for(kind, message["status"], encoding=encoding)
         if self._service and self._is_stream and not encoding:
             self._holding = Holding(self._service)
+        elif self._service and self._is_json:
+            self._waiting = bytearray()
 
-    def feed(self, body: bytes) -> bytes:
+    @property
+    def waits(self) -> bool:
+        """Whether the head waits with the body: an answer in JSON is longer with its bill."""
+        return self._waiting is not None
+
+    def feed(self, body: bytes, *, more: bool) -> bytes:
         """A part of the body; what of it may go out now."""
         if self._reader is not None:
             self._reader.feed(body)
-        return body if self._holding is None else self._holding.split(body)
+        if self._holding is not None:
+            return self._holding.split(body)
+        if self._waiting is None or (not more and not self._waiting):
+            return body
+        self._waiting += body
+        if more and len(self._waiting) <= READ_MAX:
+            return b""
+        body, self._waiting = bytes(self._waiting), None
+        return body
 
     def cost(self, end: End) -> int | None:
         """In atomic units, rounded up; None for all of a fixed price."""
@@ -68,7 +95,7 @@ class Metering:
         decimals = self._sale.decimals
         if paid.cost is not None and end not in (End.UNCHARGED, End.FAILED_BEFORE):
             return paid.cost.atomic(decimals)
-        if quote is None:
+        if quote is None:  # a fixed price, surcharge and all
             return None if end in _CALLERS else 0
         usage, delivered = paid.usage, _NOTHING
         if self._reader is not None:
@@ -76,13 +103,14 @@ class Metering:
             delivered = self._reader.delivered
         return charge(end, usage, delivered, quote).atomic(decimals)
 
-    def kept(self, expected: Charged, body: bytes | None) -> bytes | None:
+    def kept(self, expected: Charged | None, body: bytes | None) -> bytes | None:
         """The copy that is kept, with its bill; the balance after it is not known yet."""
         if body is None or not self._service:
             return body
+        bill = None if expected is None else self._bill(expected)
         if self._holding is not None:
-            return body + copy.deepcopy(self._holding).release(self._bill(expected))
-        return inject(body, self._service, self._bill(expected)) if self._is_json else body
+            return body + copy.deepcopy(self._holding).release(bill)
+        return inject(body, self._service, bill) if bill is not None and self._is_json else body
 
     def bill(self, outcome: Charged | None, message: Message, *, whole: bool) -> Message:
         """The last part, with the bill in it. ``whole``: it is the whole body."""
@@ -92,7 +120,7 @@ class Metering:
         bill = None if outcome is None else self._bill(outcome)
         if self._holding is not None:
             return {**message, "body": body + self._holding.release(bill)}
-        if bill is not None and whole and self._is_json:
+        if body and bill is not None and whole and self._is_json:
             return {**message, "body": inject(body, self._service, bill)}
         return message
 
@@ -101,9 +129,11 @@ class Metering:
         if not self._is_stream:
             return b""
         said: dict[str, Any] = {"message": "The answer broke off.", "type": "server_error", "code": "stream_failed"}
-        if outcome is not None:
-            said["billing"] = self._bill(outcome)
-        return b"\n\nevent: error\ndata: " + dump_json({"error": said}) + b"\n\n"
+        bill = None if outcome is None else self._bill(outcome)
+        if bill is not None:
+            said["billing"] = bill
+        held = b"" if self._holding is None else self._holding.release(bill)
+        return held + b"\n\nevent: error\ndata: " + dump_json({"error": said}) + b"\n\n"
 
     def _bill(self, outcome: Charged) -> dict[str, str]:
         decimals = self._sale.decimals

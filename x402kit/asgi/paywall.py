@@ -34,6 +34,7 @@ from .answers import Answer
 from .gate import Gate
 from .marks import PriceDependency, mark
 from .routes import Routes, Rule
+from .serving import Serving
 from .wallet import WalletService
 from .wallet_price import TopUp
 from .wallet_shapes import Katana, Shape
@@ -42,6 +43,8 @@ from .wallet_venice import Venice
 __all__ = ["Paywall"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_POLL_SECONDS: Final = 0.02
+_JOB_WAIT_SECONDS: Final = 5.0
 _SHAPES: Final[dict[str, type[Shape]]] = {"katana": Katana, "venice": Venice}
 _TOP_UP: Final = frozenset(("credits", "canonical", "amounts"))
 
@@ -90,6 +93,7 @@ class Paywall:
         self._marks: list[Resource] = []
         self._gates: list[Gate] = []
         self.running = False
+        self.serving = Serving()
         self._starting: asyncio.Lock | None = None
         self._started_in: asyncio.AbstractEventLoop | None = None
         # Always there: what was begun is seen to its end, also when withdrawals are switched off.
@@ -228,12 +232,15 @@ class Paywall:
 
     async def void(self, job: str) -> Entry:
         """A job failed: all of its reserve goes back to the payer. Raises ``HoldEnded``."""
-        return await self.store.void(job)
+        return await self.store.void((await self._job(job)).id)
 
     async def _job(self, job: str) -> Hold:
-        hold = await self.store.hold(job)
-        if hold is None:
-            raise HoldEnded("no_such_hold")
+        """The hold of a job. A payment's is made when the call's answer goes out, and some jobs are faster."""
+        end = time.monotonic() + _JOB_WAIT_SECONDS
+        while (hold := await self.store.hold(job)) is None:
+            if time.monotonic() > end:
+                raise HoldEnded("no_such_hold")
+            await asyncio.sleep(_POLL_SECONDS)
         return hold
 
     def _decimals_of(self, hold: Hold) -> int:
@@ -253,7 +260,9 @@ class Paywall:
             return
         self._started_in = None
         self.running = False
-        await self._settler.close(self._drain_seconds)
+        end = time.monotonic() + self._drain_seconds
+        await self.serving.end(self._drain_seconds)
+        await self._settler.close(max(end - time.monotonic(), 0))
         await self._payouts.close(self._drain_seconds)
         await self._shut()
 

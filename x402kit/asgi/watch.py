@@ -7,9 +7,8 @@ come out of the handler, so that whoever cancels us otherwise is still heard.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 from collections.abc import Callable
+from typing import Any
 
 from starlette.types import Message, Receive
 
@@ -19,37 +18,48 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Of one request whose body has been read: nothing but a disconnect can come any more.
+    """Of one request, whose handler runs in the task ``run``.
 
-    ``gone`` is called once, when the caller has left.
+    ``gone`` is called once, when the caller has left; ``silent`` when ``alive`` was not called for so long as was
+    allowed.
     """
 
-    def __init__(self, body: bytes, receive: Receive, gone: Callable[[], None]) -> None:
-        self._body: bytes | None = body
-        self._digest = hashlib.sha256(body).digest()
-        self._receive = receive
+    def __init__(self, run: asyncio.Task[Any] | None, gone: Callable[[], None], silent: Callable[[], None]) -> None:
         self._gone = gone
+        self._silent = silent
         self._loop = asyncio.get_running_loop()
-        self._run = asyncio.current_task()
-        self._listening = self._loop.create_task(self._listen())
+        self._run = run
+        self._body: bytes | None = None
+        self._listening: asyncio.Task[Message] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._heard = 0.0
         self._idle = 0.0
+        self._cancelled = self._ours_alone = False
         self.cut_by: End | None = None
+
+    def listen(self, receive: Receive, body: bytes | None = None) -> None:
+        """The request's body has been read: nothing but a disconnect can come any more. The app has yet to get
+        ``body``, if there is one.
+        """
+        self._body = body
+        self._listening = self._loop.create_task(self._listen(receive))
+        self._listening.add_done_callback(_looked_at)
+
+    @property
+    def listens(self) -> bool:
+        """Whether the app receives from here."""
+        return self._listening is not None
 
     async def receive(self) -> Message:
         """The app's ``receive``: the body, and in the end the disconnect."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
+        assert self._listening is not None
         return await asyncio.shield(self._listening)
 
-    def digest(self) -> bytes:
-        """Of the body."""
-        return self._digest
-
-    async def _listen(self) -> Message:
-        message = await self._receive()
+    async def _listen(self, receive: Receive) -> Message:
+        message = await receive()
         if message["type"] != "http.disconnect":
             # A server that gives more than the body was long, at once and for ever, says nothing of its caller.
             await self._loop.create_future()
@@ -60,6 +70,7 @@ class Watch:
         """End the handler's run."""
         if self.cut_by is None and self._run is not None:
             self.cut_by = end
+            self._cancelled = True
             self._run.cancel()
 
     def cut_after(self, seconds: float, end: End) -> None:
@@ -70,10 +81,12 @@ class Watch:
             self._timer.cancel()
         self._timer = self._loop.call_later(seconds, self.cut, end)
 
-    def listen_for(self, seconds: float) -> None:
-        """Cut the run as stalled when ``alive`` is not called for so long."""
+    def expect(self, seconds: float) -> None:
+        """Something must be given within so many seconds, now and after each time that ``alive`` is called."""
         if self._run is None:
             return
+        if self._timer is not None:
+            self._timer.cancel()
         self._idle = seconds
         self._heard = self._loop.time()
         self._timer = self._loop.call_later(seconds, self._check)
@@ -85,7 +98,7 @@ class Watch:
     def _check(self) -> None:
         left = self._heard + self._idle - self._loop.time()
         if left <= 0:
-            self.cut(End.STALLED)
+            self._silent()
         else:
             self._timer = self._loop.call_later(left, self._check)
 
@@ -97,14 +110,21 @@ class Watch:
         self._run = None
 
     def taken_back(self) -> bool:
-        """Whether the cancellation that came out of the handler was ours; it is undone then."""
-        run = asyncio.current_task()
-        return self.cut_by is not None and run is not None and run.uncancel() == 0
+        """The handler is done: what ``cut`` cancelled is undone. Whether nobody else has cancelled the run."""
+        if self._cancelled:
+            self._cancelled = False
+            run = asyncio.current_task()
+            self._ours_alone = run is not None and run.uncancel() == 0
+        return self._ours_alone
 
-    async def close(self) -> None:
-        """The handler is done."""
+    def close(self) -> None:
+        """Nobody is there any more to be told."""
         self.leave_alone()
-        if not self._listening.done():
+        if self._listening is not None:
             self._listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._listening
+
+
+def _looked_at(task: asyncio.Task[Message]) -> None:
+    """What a server's ``receive`` raises is the app's to see, if it asks."""
+    if not task.cancelled():
+        task.exception()

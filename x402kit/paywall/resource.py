@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from ..ledger.port import Overage
-from ..model import BODY_MAX, BODY_SECONDS, KEPT_BODY_MAX, STALL_SECONDS
+from ..model import BODY_MAX, BODY_SECONDS, KEPT_BODY_MAX, STALL_SECONDS, START_SECONDS
 from ..money import Usd
 from ..pricing import Price
 
@@ -26,8 +26,9 @@ class Resource:
 
     ``headers`` are the names of those that the price reads, in lower case: a payment is bound to their values (I10).
     ``overage`` is for a balance call that cost more than its hold (E04). A stream that gives nothing for
-    ``stall_seconds`` is ended (H06). ``report_usage`` puts the bill into the answer's ``usage.<service>``;
-    ``ask_usage`` asks an OpenAI-shaped upstream to state a stream's usage.
+    ``stall_seconds`` is ended (H06), and so is a metered or balance-paid call that gives nothing at all for
+    ``start_seconds``. ``report_usage`` puts the bill into the answer's ``usage.<service>``; ``ask_usage`` asks an
+    OpenAI-shaped upstream to state a stream's usage.
 
     For a top-up alone: ``credits``, the payment becomes balance; ``canonical`` is what of the body binds it; with
     ``amounts``, from the least to the most that may be credited, the payer chooses the amount, and the price is what is
@@ -49,6 +50,7 @@ class Resource:
     headers: tuple[str, ...] = ()
     overage: Overage = "clamp"
     stall_seconds: float = STALL_SECONDS
+    start_seconds: float = START_SECONDS
     report_usage: bool = False
     ask_usage: bool = False
     credits: bool = False

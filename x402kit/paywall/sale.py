@@ -16,15 +16,18 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple, Protocol
 
-from ..errors import HoldEnded, ServerError
+from ..errors import ConfigError, HoldEnded, RailUnavailable, ServerError
 from ..ledger.port import Overage, Store
 from ..model import Account, Claim, Hold, SettlementResponse
-from ..money import Asset
+from ..money import MAX_AMOUNT, Asset
 from .admission import Admission, Admissions, receipt_of
 
 __all__ = ["BalanceSale", "Charged", "PaymentSale", "Sale", "SaleLost"]
 
 log = logging.getLogger("x402kit.gate")
+
+_OUT_OF_REACH = (ServerError, ConfigError)
+"""What a store raises that can't be reached, or is closed already since the server stops."""
 
 
 class SaleLost(Exception):  # not an answer: the gate decides what the caller is told
@@ -91,6 +94,11 @@ class Sale(Protocol):
         ...
 
     @property
+    def itemised(self) -> bool:
+        """Whether its receipt says what the call cost of the amount, and what was returned."""
+        ...
+
+    @property
     def asset(self) -> str:
         """As it is spelled in offers."""
         ...
@@ -101,6 +109,10 @@ class Sale(Protocol):
     @property
     def job(self) -> str:
         """The id of the hold that ``defer`` leaves."""
+        ...
+
+    def expected(self, cost: int | None) -> Charged:
+        """What ``serve`` will charge, as far as it is known before."""
         ...
 
     async def settle(self) -> None:
@@ -122,19 +134,27 @@ class Sale(Protocol):
         """The answer goes out and the job goes on: the hold ``job`` waits for its end. Raises as ``serve``."""
         ...
 
-    async def remaining(self) -> int:
-        """What the payer has available now."""
+    async def remaining(self) -> int | None:
+        """What the payer has available now; None where the store can't say."""
         ...
 
 
 class PaymentSale:
-    """Paid for directly: a claim that we own."""
+    """Paid for directly: a claim that we own.
+
+    With a ``fee`` the call costs what it used: 0 or, of what was paid, the part that its settlement cost, which is
+    earned in any case. None is a fixed price: all of the payment.
+    """
 
     source = "payment"
     keeps_answer = True
 
-    def __init__(self, admission: Admission, admissions: Admissions, store: Store, decimals: int) -> None:
+    def __init__(
+        self, admission: Admission, admissions: Admissions, store: Store, decimals: int, fee: int | None = None
+    ) -> None:
         self.decimals = decimals
+        self.itemised = fee is not None
+        self._fee = fee or 0
         self._admission = admission
         self._admissions = admissions
         self._store = store
@@ -180,13 +200,15 @@ class PaymentSale:
     async def settle(self) -> None:
         await self._admissions.finish(self._admission)
 
+    def expected(self, cost: int | None) -> Charged:
+        amount = self._admission.claim.amount
+        return Charged(amount, amount if cost is None else min(cost + self._fee, amount))
+
     async def serve(self, cost: int | None, **answer: Any) -> Charged:
-        claim = self._admission.claim
-        charged = claim.amount if cost is None else min(cost, claim.amount)
-        if not await self._store.move(claim.payment_id, "serve", claim.owner, captured=charged, **answer):
+        claim, charged = self._admission.claim, self.expected(cost)
+        if not await self._store.move(claim.payment_id, "serve", claim.owner, captured=charged.charged, **answer):
             raise SaleLost
-        balance = await self.remaining() if charged < claim.amount else None
-        return Charged(claim.amount, charged, balance)
+        return charged._replace(balance=await self.remaining()) if charged.returned else charged
 
     async def release(self, reason: str = "not_served") -> Charged | None:
         claim = self._admission.claim
@@ -197,7 +219,7 @@ class PaymentSale:
             )
             if not dropped:
                 await self._store.release(claim.payment_id, claim.owner)
-        except ServerError:
+        except _OUT_OF_REACH:
             log.warning("the lease of %s could not be given back; it ends by itself", claim.payment_id)
         return None
 
@@ -218,15 +240,15 @@ class PaymentSale:
         if not await self._store.serve_held(claim.payment_id, claim.owner, hold, **answer):
             raise SaleLost
 
-    async def remaining(self) -> int:
-        return (await self._store.balance(self.account)).available
+    async def remaining(self) -> int | None:
+        return await _available(self._store, self.account)
 
 
 class BalanceSale:
     """Paid for from the balance: a hold that we keep alive."""
 
     source = "balance"
-    settled = True
+    settled = itemised = True
     x402_version = 2
     reference = ""
 
@@ -270,15 +292,21 @@ class BalanceSale:
     def receipt(self) -> SettlementResponse:
         return SettlementResponse(True, self._network, "", self._wallet, self.hold.amount)
 
+    def expected(self, cost: int | None) -> Charged:
+        return Charged(self.hold.amount, self.hold.amount if cost is None else min(cost, self.hold.amount))
+
     async def settle(self) -> None:
         """A reserve is there before anything runs."""
 
     async def serve(self, cost: int | None, **answer: Any) -> Charged:
         hold = self.hold
-        cost = hold.amount if cost is None else cost
+        cost = hold.amount if cost is None else min(cost, MAX_AMOUNT)
         kept = _hold_columns(answer) if self.keeps_answer else {}
         try:
-            entry = await self._store.capture(hold.id, cost, holder=hold.holder, overage=self._overage, **kept)
+            try:
+                entry = await self._store.capture(hold.id, cost, holder=hold.holder, overage=self._overage, **kept)
+            except RailUnavailable:  # perhaps only the answer was lost: asked again, it is the same (E03)
+                entry = await self._store.capture(hold.id, cost, holder=hold.holder, overage=self._overage, **kept)
         except HoldEnded as e:
             raise SaleLost(e.reason) from e
         return Charged(hold.amount, entry.revenue, entry.balance)
@@ -289,18 +317,29 @@ class BalanceSale:
             entry = await self._store.void(hold.id, holder=hold.holder)
         except HoldEnded:
             return None
-        except ServerError:
+        except _OUT_OF_REACH:
             log.warning("the hold %s could not be voided; it expires by itself", hold.id)
             return None
         return Charged(hold.amount, 0, entry.balance)
 
     async def defer(self, deadline: int, request_id: str, **answer: Any) -> None:
         hold = self.hold
-        if not await self._store.defer_hold(hold.id, hold.holder, deadline):
+        if await self._store.defer_hold(hold.id, hold.holder, deadline):
+            return
+        now = await self._store.hold(hold.id)
+        if now is None or now.state not in ("captured", "voided"):  # else the job was faster than its answer
             raise SaleLost
 
-    async def remaining(self) -> int:
-        return (await self._store.balance(self.account)).available
+    async def remaining(self) -> int | None:
+        return await _available(self._store, self.account)
+
+
+async def _available(store: Store, account: Account) -> int | None:
+    """For a header: nothing that has been written down depends on it."""
+    try:
+        return (await store.balance(account)).available
+    except _OUT_OF_REACH:
+        return None
 
 
 def _hold_columns(answer: dict[str, Any]) -> dict[str, Any]:
