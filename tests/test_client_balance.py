@@ -22,6 +22,7 @@ from x402kit.client import (
     BalanceTooLow,
     Limits,
     Payer,
+    PaymentInfo,
     PaymentOutcomeUnknown,
     PolicyRefused,
     ProofNotAccepted,
@@ -60,6 +61,13 @@ def balance_at(shop: PrepaidShop, paying: Payer) -> int:
 
 def problem(status: int, title: str, **headers: str) -> JSONResponse:
     return JSONResponse({"title": title}, status, headers, media_type="application/problem+json")
+
+
+def info_of(answer: Any) -> PaymentInfo:
+    """What is known of an answer that was paid for."""
+    found = payment_of(answer)
+    assert found is not None
+    return found
 
 
 def keys(arrived: list[Arrived]) -> set[str]:
@@ -120,7 +128,7 @@ def test_the_callers_own_idempotency_key_is_the_calls(shop: PrepaidShop) -> None
     mine = {"Idempotency-Key": "mine-1"}
     answers = [request(paying, "httpx", "GET", shop.url + "/goods", headers=mine) for _ in range(2)]
     assert keys(shop.seen) == {"mine-1"}
-    assert [payment_of(answer).replayed for answer in answers] == [False, True]  # type: ignore[union-attr]
+    assert [info_of(answer).replayed for answer in answers] == [False, True]
     assert (shop.runs["goods"], balance_at(shop, paying)) == (1, 990_000)
 
 
@@ -162,7 +170,7 @@ def test_balance_has_three_settings() -> None:
 def test_without_the_setting_no_proof_is_shown(shop: PrepaidShop) -> None:
     paying = prepaid(shop, balance="off")
     answer = call(paying, "httpx", shop.url + "/goods")
-    assert payment_of(answer).source == "payment"  # type: ignore[union-attr]
+    assert info_of(answer).source == "payment"
     assert proofs(shop.seen) == []
 
 
@@ -173,7 +181,7 @@ def test_a_seller_that_nothing_is_known_of_is_asked_first_and_answered_with_its_
     second = call(paying, "httpx", shop.url + "/goods")
     assert [bool(each.proof) for each in shop.seen] == [False, True, True]
     assert [proof.dialect for proof in proofs(shop.seen)] == ["siwx", "venice"]
-    assert {payment_of(answer).source for answer in (first, second)} == {"balance"}  # type: ignore[union-attr]
+    assert {info_of(answer).source for answer in (first, second)} == {"balance"}
 
 
 def test_after_a_top_up_the_seller_is_known(shop: PrepaidShop) -> None:
@@ -232,7 +240,7 @@ def test_F02_a_challenge_of_another_place_is_not_signed(shop: PrepaidShop, chang
     shop.faults["/goods"] = [PlainTextResponse("", 402, {"payment-required": encode_header(asked)})]
     answer = request(payer(balance="first"), "httpx", "GET", shop.url + "/goods")
     assert proofs(shop.seen) == []
-    assert payment_of(answer).source == "payment"  # type: ignore[union-attr]
+    assert info_of(answer).source == "payment"
 
 
 # Too low
@@ -242,7 +250,7 @@ def test_F02_a_challenge_of_another_place_is_not_signed(shop: PrepaidShop, chang
 def test_M07_a_low_balance_is_paid_directly_once_and_never_both_at_once(shop: PrepaidShop, kind: str) -> None:
     paying = prepaid(shop, amount="")
     answer = call(paying, kind, shop.url + "/goods")
-    assert payment_of(answer).source == "payment"
+    assert info_of(answer).source == "payment"
     assert [(bool(each.proof), bool(each.payment)) for each in shop.seen] == [
         (True, False),
         (False, False),
@@ -269,12 +277,11 @@ def test_M07_a_seller_that_says_402_for_ever_gets_one_proof_of_each_kind_and_one
 def test_what_a_direct_payment_did_not_use_is_told_and_pays_the_next_call(shop: PrepaidShop) -> None:
     paying = prepaid(shop, amount="")
     ask = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
-    info = payment_of(call(paying, "httpx", shop.url + "/v1/chat/completions", content=ask))
-    assert info is not None
+    info = info_of(call(paying, "httpx", shop.url + "/v1/chat/completions", content=ask))
     assert (info.source, info.verified, info.charged) == ("payment", True, 2003)
     assert info.reserved == info.amount > 12_003
     assert info.returned == info.balance == info.amount - 2003
-    assert payment_of(call(paying, "httpx", shop.url + "/goods")).source == "balance"  # type: ignore[union-attr]
+    assert info_of(call(paying, "httpx", shop.url + "/goods")).source == "balance"
 
 
 def test_only_the_balance_pays_where_the_caller_says_so(shop: PrepaidShop) -> None:
@@ -294,7 +301,7 @@ def test_only_the_balance_pays_and_a_seller_that_keeps_none_is_not_paid() -> Non
 def test_without_a_wallet_service_a_seller_is_paid_directly() -> None:
     with opened(service=False) as shop:
         paying = payer(balance="first", limits=Limits(hosts=HOSTS))
-        assert payment_of(call(paying, "httpx", shop.url + "/goods")).source == "payment"  # type: ignore[union-attr]
+        assert info_of(call(paying, "httpx", shop.url + "/goods")).source == "payment"
 
 
 def test_M01_a_402_after_a_lost_answer_is_handed_back_and_not_paid(shop: PrepaidShop) -> None:
@@ -323,7 +330,7 @@ def test_C03_a_lost_answer_is_asked_for_again_with_the_same_key_and_a_fresh_proo
     assert answer.content == b"goods hi"
     assert len(shop.seen) == 3
     assert (len(keys(shop.seen)), len({proof.nonce for proof in proofs(shop.seen)})) == (1, 3)
-    assert payment_of(answer).replayed == (fault != "lose")
+    assert info_of(answer).replayed == (fault != "lose")
     assert (shop.runs["goods"], balance_at(shop, paying)) == (1, 990_000)
 
 
@@ -335,7 +342,7 @@ def test_C03_an_answer_that_breaks_off_is_given_again_to_the_next_such_call(shop
         call(paying, kind, shop.url + "/goods")
     assert [row.state for row in paying.balance_calls()] == ["unknown"]
     answer = call(paying, kind, shop.url + "/goods")
-    assert (answer.content, payment_of(answer).replayed) == (b"goods hi", True)
+    assert (answer.content, info_of(answer).replayed) == (b"goods hi", True)
     assert (shop.runs["goods"], len(keys(shop.seen))) == (1, 1)
 
 
@@ -362,7 +369,7 @@ def test_M03_the_key_outlives_the_process(shop: PrepaidShop, tmp_path: Path) -> 
     paying.close()
     again = prepaid(shop, amount="", journal=journal)
     shop.seen.clear()
-    assert payment_of(call(again, "httpx", shop.url + "/goods")).replayed  # type: ignore[union-attr]
+    assert info_of(call(again, "httpx", shop.url + "/goods")).replayed
     assert shop.runs["goods"] == 1
 
 
@@ -372,7 +379,7 @@ def test_an_open_call_that_is_given_up_is_not_used_again(shop: PrepaidShop) -> N
     with pytest.raises(PaymentOutcomeUnknown) as caught:
         call(paying, "httpx", shop.url + "/goods")
     paying.give_up(caught.value.reference)
-    assert not payment_of(call(paying, "httpx", shop.url + "/goods")).replayed  # type: ignore[union-attr]
+    assert not info_of(call(paying, "httpx", shop.url + "/goods")).replayed
     assert [row.state for row in paying.balance_calls()] == ["given up", "answered"]
 
 
@@ -415,7 +422,7 @@ async def test_M12_a_cancelled_call_keeps_its_key(shop: PrepaidShop) -> None:
         shop.released.set()
         assert [row.state for row in paying.balance_calls()] == ["unknown"]
         answer = await client.get(shop.url + "/goods")
-    assert payment_of(answer).replayed  # type: ignore[union-attr]
+    assert info_of(answer).replayed
     assert (shop.runs["goods"], len(keys(shop.seen))) == (1, 1)
 
 
@@ -423,9 +430,8 @@ def test_a_handler_that_fails_costs_nothing_and_the_next_call_is_a_new_one(shop:
     paying = prepaid(shop)
     shop.failing = 1
     answer = call(paying, "httpx", shop.url + "/goods")
-    info = payment_of(answer)
+    info = info_of(answer)
     assert (answer.status_code, len(shop.seen)) == (500, 1)
-    assert info is not None
     assert (info.charged, info.returned, info.balance) == (0, 10_000, 1_000_000)
     assert call(paying, "httpx", shop.url + "/goods").status_code == 200
     assert (len(keys(shop.seen)), balance_at(shop, paying)) == (2, 990_000)
@@ -439,8 +445,7 @@ def test_M02_an_open_payment_goes_before_the_balance(shop: PrepaidShop) -> None:
     with paying.wallet(shop.wallet) as wallet:
         wallet.top_up("0.50")
     answer = call(paying, "httpx", shop.url + "/goods")
-    info = payment_of(answer)
-    assert info is not None
+    info = info_of(answer)
     assert (info.source, info.replayed, shop.runs["goods"]) == ("payment", True, 1)
     assert balance_at(shop, paying) == 500_000
 
@@ -489,8 +494,7 @@ def test_an_apps_own_401_and_403_come_back_as_they_are(shop: PrepaidShop, status
 
 def test_M01_a_call_that_could_cost_more_than_the_cap_is_marked_and_the_next_one_asks_first(shop: PrepaidShop) -> None:
     paying = prepaid(shop)
-    info = payment_of(call(paying, "httpx", shop.url + "/dear"))
-    assert info is not None
+    info = info_of(call(paying, "httpx", shop.url + "/dear"))
     assert (info.verified, info.problem) == (False, "the call could cost more than Limits.per_call")
     shop.seen.clear()
     with pytest.raises(TooDear):
@@ -527,8 +531,7 @@ def test_M10_a_receipt_that_does_not_agree_is_marked(shop: PrepaidShop, change: 
     forged = "nonsense" if change is None else encode_header({**receipt, **change})
     headers = {"payment-response": forged, "x-balance-remaining": "what?"}
     shop.faults["/goods"] = [PlainTextResponse("goods", 200, headers)]
-    info = payment_of(call(paying, "httpx", shop.url + "/goods"))
-    assert info is not None
+    info = info_of(call(paying, "httpx", shop.url + "/goods"))
     assert (info.verified, words in info.problem, info.balance) == (False, True, None)
 
 
@@ -536,6 +539,5 @@ def test_M10_a_seller_that_tells_nothing_of_its_charges_is_told_of(shop: Prepaid
     paying = prepaid(shop)
     call(paying, "httpx", shop.url + "/goods")
     shop.faults["/goods"] = [PlainTextResponse("goods")]
-    info = payment_of(call(paying, "httpx", shop.url + "/goods"))
-    assert info is not None
+    info = info_of(call(paying, "httpx", shop.url + "/goods"))
     assert (info.source, info.problem, info.charged, info.amount) == ("balance", "no readable receipt", None, 0)
