@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from . import balance, calls, cpu, durable, imports, ledger, over_http
+from . import balance, calls, cpu, durable, imports, ledger, over_http, postgres
 from .processes import Probe
 from .results import Row, table
 
@@ -33,6 +33,10 @@ async def _ledger(_: Probe | None) -> list[Row]:
     return await ledger.measure()
 
 
+async def _postgres(_: Probe | None) -> list[Row]:
+    return await postgres.measure()
+
+
 async def _http(peer: Probe | None) -> list[Row]:
     return await over_http.measure(with_peer=peer is not None)
 
@@ -42,6 +46,7 @@ PARTS: Final[dict[str, Part]] = {
     "durable": _durable,
     "balance": _balance,
     "ledger": _ledger,
+    "postgres": _postgres,
     "calls": calls.measure,
     "imports": _imports,
     "http": _http,

@@ -17,10 +17,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import psycopg
 from psycopg import sql
@@ -41,8 +41,14 @@ _SETTINGS = {
 _numbers = itertools.count(1)
 
 
+class _User(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
 @functools.cache
-def _user() -> dict[str, Any]:
+def _user() -> _User:
     """Who runs the server: arguments of ``subprocess`` that give up root."""
     if os.geteuid() != 0:
         return {}
@@ -83,7 +89,8 @@ class PostgresServer:
     def _make(self) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="x402kit-pg-", dir="/var/tmp" if Path("/var/tmp").is_dir() else None))
         if _user():
-            os.chown(folder, _user()["user"], _user()["group"])
+            nobody = pwd.getpwnam("nobody")
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
         self.run(
             "initdb", "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"
         )
@@ -98,9 +105,8 @@ class PostgresServer:
 
     def run(self, name: str, *arguments: str) -> None:
         """Run one of PostgreSQL's own commands, as who runs the server."""
-        done = subprocess.run(
-            [_binaries() / name, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/", **_user()
-        )
+        command = [str(_binaries() / name), *arguments]
+        done = subprocess.run(command, capture_output=True, text=False, cwd="/", **_user())
         assert done.returncode == 0, done.stderr.decode()
 
     def start(self) -> Self:
@@ -111,8 +117,9 @@ class PostgresServer:
         end = time.monotonic() + 30
         while True:
             with (self.folder / "log").open("ab") as log:
-                self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **_user())
-            while self._process.poll() is None and time.monotonic() < end:
+                process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **_user())
+            self._process = process
+            while process.poll() is None and time.monotonic() < end:
                 with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.dsn(), connect_timeout=2):
                     return self
                 time.sleep(0.02)
@@ -152,10 +159,3 @@ def query(dsn: str, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ..
     with psycopg.connect(dsn, autocommit=True) as connection:
         cursor = connection.execute(text.encode(), values or None)
         return cursor.fetchall() if cursor.description else []
-
-
-@contextlib.contextmanager
-def session(dsn: str) -> Iterator[psycopg.Connection]:
-    """A connection that stays open, to be in the way."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection

@@ -19,10 +19,11 @@ def store_of(ledger: str | os.PathLike[str] | S) -> Store | S:
     """
     if not isinstance(ledger, str | os.PathLike):
         return ledger
-    if isinstance(ledger, str) and ledger.partition("://")[0] in ("postgres", "postgresql"):
+    path: str = os.fspath(ledger)  # pyright: ignore[reportUnknownArgumentType]  # a path of text, by its type
+    if path.partition("://")[0] in ("postgres", "postgresql"):
         from .postgres import PostgresStore
 
-        return PostgresStore(ledger)
+        return PostgresStore(path)
     from .sqlite import SQLiteStore
 
-    return SQLiteStore(ledger)
+    return SQLiteStore(path)

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any, Final
 from zlib import crc32
 
@@ -205,7 +205,7 @@ class Base:
         return (await self._reads.submit(sql, values)).rows
 
     @contextlib.asynccontextmanager
-    async def _aside(self) -> Any:
+    async def _aside(self) -> AsyncGenerator[psycopg.AsyncConnection[TupleRow]]:
         """A connection of its own, without limits of time: for what the operator asks, not a payer."""
         self._open()
         try:
@@ -306,6 +306,7 @@ async def _migrate(connection: Connection, migrations: tuple[Migration, ...] = M
     if found < migrations[-1].number:
         for migration in migrations:
             async with connection.transaction():
+                await connection.execute("SELECT set_config('statement_timeout', '0', true)")  # it may take its time
                 await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
                 for statement in PREPARE:
                     await connection.execute(statement)

@@ -155,10 +155,12 @@ class Lane:
             await _close(connection)
             raise _Lost from e
         except psycopg.Error as e:
+            if isinstance(e, errors.ReadOnlySqlTransaction):
+                # Another server may be the one to write to by now, and these connections are all to the old one.
+                await _close(connection)
+                await self._pool.drain()
             if connection.closed:
                 raise _Lost from e
-            if isinstance(e, errors.ReadOnlySqlTransaction):
-                await _close(connection)  # another server may be the one to write to by now
             raise
         except BaseException:
             await _close(connection)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
+
+import psycopg
+from psycopg.rows import TupleRow
 
 from .port import Fault
 from .postgres_base import Base
@@ -145,6 +148,5 @@ class Books(Base):
         return made
 
 
-async def _all(connection: Any, sql: str) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = await (await connection.execute(sql.encode())).fetchall()
-    return rows
+async def _all(connection: psycopg.AsyncConnection[TupleRow], sql: str) -> list[TupleRow]:
+    return await (await connection.execute(sql.encode())).fetchall()

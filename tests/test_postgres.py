@@ -1,0 +1,594 @@
+"""What is PostgreSQL's own: connections that break, servers that stop, roles, migrations, races between machines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from multiprocessing.queues import SimpleQueue
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support.postgres import PostgresServer, query
+from tests.test_store import FAR, new_claim
+from x402kit.errors import ConfigError, InsufficientBalance, PaymentUsed, ProofUsed, RailUnavailable, TooManyRequests
+from x402kit.ledger import postgres_base, postgres_batch
+from x402kit.ledger.open import store_of
+from x402kit.ledger.port import Store
+from x402kit.ledger.postgres import PostgresStore
+from x402kit.ledger.postgres_schema import MIGRATIONS, Migration
+from x402kit.model import Account, Claim, Hold, Spend
+
+ALICE = Account.of("eip155:8453", "0xAA", "0xA11CE")
+
+
+def hold(hold_id: str, amount: int = 100, *, account: Account = ALICE, holder: str = "h") -> Hold:
+    return Hold(hold_id, account.owner, account.asset, amount, holder, 1, 2)
+
+
+async def settle(store: Store, claim: Claim) -> None:
+    assert (await store.claim(claim)).owner == claim.owner
+    assert await store.move(claim.payment_id, "confirm", claim.owner, block=7)
+
+
+@pytest.fixture
+async def store(database: str) -> AsyncIterator[PostgresStore]:
+    made = PostgresStore(database, lease_seconds=0.3, busy_seconds=2)
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def second(database: str, store: PostgresStore) -> AsyncIterator[PostgresStore]:
+    """As from another machine."""
+    made = PostgresStore(database, lease_seconds=0.3, busy_seconds=2)
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_J02_a_commit_is_on_disk_whatever_the_database_says(database: str) -> None:
+    name = database.rpartition("/")[2]
+    query(database, f"ALTER DATABASE {name} SET synchronous_commit = off")
+    query(database, f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    store = PostgresStore(database)
+    await store.start()
+    asked = "SELECT current_setting('synchronous_commit'), current_setting('transaction_isolation')"
+    assert await store._read(asked) == [("on", "read committed")]  # pyright: ignore[reportPrivateUsage]
+    await store.close()
+
+
+@pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
+async def test_C10_two_machines_race_on_one_balance_at_any_default_isolation(database: str, level: str) -> None:
+    query(database, f"ALTER DATABASE {database.rpartition('/')[2]} SET default_transaction_isolation = '{level}'")
+    stores = [PostgresStore(database) for _ in range(2)]
+    for store in stores:
+        await store.start()
+    for number in range(20):
+        account = Account("racer", str(number))
+        await stores[0].deposit(account, 10, str(number))
+        made = await asyncio.gather(
+            *[s.reserve(hold(f"{number}-{i}", 8, account=account)) for i, s in enumerate(stores)],
+            return_exceptions=True,
+        )
+        assert sorted(type(one).__name__ for one in made) == ["Hold", "InsufficientBalance"]
+        assert await stores[1].balance(account) == (2, 8)
+    assert await stores[0].verify() == []
+    for store in stores:
+        await store.close()
+
+
+async def test_F01_one_proof_at_two_machines_is_spent_once(store: PostgresStore, second: PostgresStore) -> None:
+    await store.deposit(ALICE, 10_000, "d")
+    for number in range(30):
+        spend = Spend(f"proof {number}", FAR)
+        made = await asyncio.gather(
+            *[s.reserve(hold(f"{number}-{i}"), spend) for i, s in enumerate((store, second))], return_exceptions=True
+        )
+        assert sorted(type(one).__name__ for one in made) == ["Hold", "ProofUsed"]
+    assert await store.balance(ALICE) == (7000, 3000)
+
+
+async def test_C06_one_hold_id_at_two_machines_is_one_hold(store: PostgresStore, second: PostgresStore) -> None:
+    await store.deposit(ALICE, 10_000, "d")
+    bob = ALICE._replace(owner="bob")
+    await store.deposit(bob, 10_000, "e")
+    for number in range(30):
+        one, other = await asyncio.gather(
+            store.reserve(hold(str(number), holder="one"), Spend(f"a{number}", FAR)),
+            second.reserve(
+                hold(str(number), holder="two", account=bob if number % 2 else ALICE), Spend(f"b{number}", FAR)
+            ),
+        )
+        assert one == other
+        # The proof of who came second is not spent.
+        spent = [await store.proof_spent(f"{name}{number}") for name in "ab"]
+        assert spent == ([True, False] if one.holder == "one" else [False, True])
+    assert await store.verify() == []
+
+
+async def test_E01_one_deposit_key_at_two_machines_is_one_deposit(store: PostgresStore, second: PostgresStore) -> None:
+    for number in range(30):
+        one, other = await asyncio.gather(store.deposit(ALICE, 5, str(number)), second.deposit(ALICE, 5, str(number)))
+        assert one == other
+    with pytest.raises(PaymentUsed):
+        await second.deposit(ALICE._replace(owner="bob"), 5, "0")
+    assert await store.balance(ALICE) == (150, 0)
+
+
+async def test_accounts_in_any_order_never_wait_in_a_circle(store: PostgresStore, second: PostgresStore) -> None:
+    accounts = [Account("deposits", str(number)) for number in range(20)]
+    started = time.monotonic()
+    for turn in range(10):
+        await asyncio.gather(
+            *[store.deposit(account, 7, f"a{turn}{account.asset}") for account in accounts],
+            *[second.deposit(account, 7, f"b{turn}{account.asset}") for account in reversed(accounts)],
+        )
+    assert time.monotonic() - started < 10
+    assert [await store.balance(account) for account in accounts] == [(140, 0)] * 20
+
+
+async def test_E03_a_connection_lost_after_the_commit_changes_nothing(
+    store: PostgresStore, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kind of move is committed, and the connection is cut before its answer arrives."""
+    await store.deposit(ALICE, 1000, "first")
+    cut = _cut_after_commit(database, monkeypatch)
+    entry = await store.deposit(ALICE, 500, "d")
+    assert (await store.reserve(hold("1"), Spend("p", FAR))).holder == "h"
+    captured = await store.capture("1", 60, holder="h")
+    await store.reserve(hold("2"))
+    voided = await store.void("2", holder="h")
+    assert (await store.claim(new_claim())).owner == "a"
+    assert await store.take_nonce("w", "a", 5) == 5
+    assert await store.take_nonce("w", "a", 5) == 6
+    assert await store.move("p", "intend", "a", reference="0x1", nonce=5)
+    assert await store.move("p", "confirm", "a", block=7)
+    assert await store.move("p", "serve", "a", captured=4000, status=200)
+    assert (await store.payout(new_claim("out")._replace(asset="0xAA", payer="0xA11CE", amount=300))).owner == "a"
+    assert await store.move_payout("out", "drop", "a")
+    await store.claim(new_claim("lost", owner="gone"))
+    await asyncio.sleep(0.4)
+    store._held["claims"].clear()  # pyright: ignore[reportPrivateUsage]
+    await asyncio.sleep(0.4)
+    taken = await store.take("lost", "claimed", "b")
+    assert taken is not None
+    assert (taken.owner, taken.attempts) == ("b", 0)
+    assert len(cut) > 14
+    assert (entry.balance, captured.balance, voided.balance) == (1500, 1440, 1440)
+    assert await store.balance(ALICE) == (1440, 0)
+    assert await store.verify() == []
+
+
+def _cut_after_commit(database: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """After the next commit of each batch its connection is terminated by the server; what was cut."""
+    cut: list[int] = []
+    lane = postgres_batch.Lane
+    attempt = lane._attempt  # pyright: ignore[reportPrivateUsage]
+
+    async def lose(self: Any, batch: Any) -> Any:
+        made = await attempt(self, batch)
+        if batch[0].sql.startswith("SELECT") or batch in cut:
+            return made
+        cut.append(batch)
+        connection = await self._pool.getconn()
+        try:
+            query(database, "SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
+            await connection.execute("SELECT 1")
+        except psycopg.Error as e:
+            raise postgres_batch._Lost from e  # pyright: ignore[reportPrivateUsage]
+        finally:
+            await self._pool.putconn(connection)
+        return made
+
+    monkeypatch.setattr(lane, "_attempt", lose)
+    return cut
+
+
+async def test_E03_backends_that_are_terminated_under_load_cost_nothing(store: PostgresStore, database: str) -> None:
+    await store.deposit(ALICE, 1_000_000, "d")
+    stop = asyncio.Event()
+
+    async def kill() -> None:
+        sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'x402kit'"
+        while not stop.is_set():
+            await asyncio.to_thread(query, database, sql)
+            await asyncio.sleep(0.1)
+
+    killer = asyncio.create_task(kill())
+    done = await _spend(store, 600, 16)
+    stop.set()
+    await killer
+    assert done == 600
+    assert await store.balance(ALICE) == (1_000_000 - 600 * 60, 0)
+    assert await store.verify() == []
+
+
+async def _spend(store: PostgresStore, count: int, tasks: int, tag: str = "") -> int:
+    """Reserve 100 and capture 60, again and again; what the store can't answer is asked again. How many were made."""
+    numbers = iter(range(count))
+    made = 0
+
+    async def work() -> None:
+        nonlocal made
+        for number in numbers:
+            name = f"{tag}{number}"
+            await _surely(functools.partial(store.reserve, hold(name), Spend(name, FAR)))
+            entry = await _surely(functools.partial(store.capture, name, 60))
+            assert entry.revenue == 60
+            made += 1
+
+    await asyncio.gather(*[work() for _ in range(tasks)])
+    return made
+
+
+async def _surely(ask: Callable[[], Any]) -> Any:
+    for _ in range(100):
+        try:
+            return await ask()
+        except RailUnavailable:
+            await asyncio.sleep(0.1)
+    raise AssertionError("the store did not come back")
+
+
+async def test_J04_a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() -> None:
+    with PostgresServer() as server:
+        store = PostgresStore(server.create(), lease_seconds=1, busy_seconds=1)
+        await store.start()
+        await store.deposit(ALICE, 1_000_000, "d")
+        spending = asyncio.create_task(_spend(store, 1500, 16))
+        for how in (signal.SIGQUIT, signal.SIGINT, signal.SIGKILL):
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(server.stop, how)
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(server.start)
+        assert await spending == 1500
+        assert await store.balance(ALICE) == (1_000_000 - 1500 * 60, 0)
+        assert await store.verify() == []
+        await store.close()
+
+
+async def test_J04_a_server_that_is_gone_is_503_within_a_bound() -> None:
+    with PostgresServer() as server:
+        store = PostgresStore(server.create(), busy_seconds=0.5)
+        await store.start()
+        await store.claim(new_claim())
+        server.stop(signal.SIGQUIT)
+        started = time.monotonic()
+        asked = [store.claim(new_claim(str(n))) for n in range(300)]
+        made = await asyncio.gather(*asked, store.get("p"), return_exceptions=True)
+        assert time.monotonic() - started < 4
+        assert {type(one) for one in made} == {RailUnavailable}
+        server.start()
+        assert (await _surely(lambda: store.claim(new_claim(owner="b")))).owner == "a"
+        await store.close()
+
+
+async def test_J04_a_pool_without_a_connection_left_is_503_within_a_bound(store: PostgresStore) -> None:
+    pool = store._pool  # pyright: ignore[reportPrivateUsage]
+    assert pool is not None
+    taken = [await pool.getconn() for _ in range(pool.max_size)]
+    started = time.monotonic()
+    with pytest.raises(RailUnavailable):
+        await store.deposit(ALICE, 5, "d")
+    assert time.monotonic() - started < 4
+    for connection in taken:
+        await pool.putconn(connection)
+    assert (await store.deposit(ALICE, 5, "d")).balance == 5
+
+
+async def test_J04_an_account_that_somebody_locks_is_503_after_a_bounded_wait(
+    store: PostgresStore, database: str
+) -> None:
+    await store.deposit(ALICE, 5, "d")
+    with psycopg.connect(database) as blocker:
+        blocker.execute("SELECT 1 FROM x402kit.accounts FOR UPDATE")
+        started = time.monotonic()
+        with pytest.raises(RailUnavailable):
+            await store.deposit(ALICE, 7, "e")
+        assert time.monotonic() - started < 5
+        assert (await store.balance(ALICE)).available == 5
+    assert (await store.deposit(ALICE, 7, "e")).balance == 12
+
+
+async def test_J03_a_database_that_is_read_only_is_503_and_changes_nothing(store: PostgresStore, database: str) -> None:
+    name = database.rpartition("/")[2]
+    query(database, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    query(database, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'x402kit'")
+    with pytest.raises(RailUnavailable):
+        await store.claim(new_claim())
+    assert await store.get("p") is None
+    with psycopg.connect(database, autocommit=True) as operator:
+        operator.execute("SET default_transaction_read_only = off")
+        operator.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+    assert (await store.claim(new_claim())).owner == "a"
+
+
+async def test_one_bad_value_does_not_spoil_what_waits_with_it(store: PostgresStore) -> None:
+    made = await asyncio.gather(
+        store.deposit(ALICE, 5, "a"),
+        store.deposit(ALICE, 5, "b", reference="\0"),
+        store.deposit(ALICE, 2**63 - 1, "c"),
+        store.deposit(ALICE, 5, "d"),
+        return_exceptions=True,
+    )
+    assert [type(one).__name__ for one in made] == ["Entry", "RailUnavailable", "RailUnavailable", "Entry"]
+    assert await store.balance(ALICE) == (10, 0)
+
+
+async def test_E11_eight_first_requests_of_an_unknown_payer(store: PostgresStore, second: PostgresStore) -> None:
+    asked = [s.reserve(hold(str(n), account=Account("new", "x"))) for n in range(4) for s in (store, second)]
+    made = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(one) for one in made} == {InsufficientBalance}
+    deposits = [s.deposit(Account("new", "x"), 1, f"{n}{id(s)}") for n in range(4) for s in (store, second)]
+    await asyncio.gather(*deposits)
+    assert await store.balance(Account("new", "x")) == (8, 0)
+
+
+async def test_F01_a_proof_is_not_spent_where_the_balance_is_too_low(store: PostgresStore) -> None:
+    with pytest.raises(InsufficientBalance) as raised:
+        await store.reserve(hold("1"), Spend("p", FAR))
+    assert (raised.value.available, raised.value.needed) == (0, 100)
+    await store.deposit(ALICE, 200, "d")
+    await store.reserve(hold("1"), Spend("p", FAR))
+    with pytest.raises(ProofUsed):
+        await store.reserve(hold("2"), Spend("p", FAR))
+
+
+async def test_E06_a_hold_is_kept_alive_while_the_loop_is_busy_and_expires_when_nobody_is(
+    store: PostgresStore, second: PostgresStore
+) -> None:
+    await store.deposit(ALICE, 1000, "d")
+    await store.reserve(hold("1"))
+    time.sleep(0.7)  # noqa: ASYNC251  # more than two leases, and the loop does nothing
+    assert await second.expire(10) == []
+    store._held["holds"].clear()  # pyright: ignore[reportPrivateUsage]
+    await asyncio.sleep(0.4)
+    ended = await asyncio.gather(store.expire(10), second.expire(10))
+    assert sorted(len(part) for part in ended) == [0, 1]
+    assert await store.balance(ALICE) == (1000, 0)
+
+
+async def test_J07_a_lease_that_ends_too_late_was_given_before_the_clock_went_back(
+    store: PostgresStore, second: PostgresStore, database: str
+) -> None:
+    await settle(store, new_claim())
+    store._held["claims"].clear()  # pyright: ignore[reportPrivateUsage]
+    query(database, "UPDATE x402kit.claims SET lease_until = lease_until + 3600000")
+    assert await second.take("p", "settled", "b") is not None
+
+
+async def test_C02_two_machines_do_not_take_one_nonce(store: PostgresStore, second: PostgresStore) -> None:
+    asked = [s.take_nonce("w", f"{n}", 5) for n in range(20) for s in (store, second)]
+    assert sorted(await asyncio.gather(*asked)) == list(range(5, 45))
+
+
+async def test_K04_at_its_limit_the_store_refuses_new_claims_and_keeps_the_live_ones(database: str) -> None:
+    store = PostgresStore(database, max_claims=3)
+    await store.start()
+    for number in range(3):
+        await settle(store, new_claim(f"p{number}", payer=str(number)))
+    with pytest.raises(TooManyRequests):
+        await store.claim(new_claim("one more"))
+    assert (await store.claim(new_claim("p0", owner="b"))).owner == "a"
+    await store.move("p1", "serve", "a", final=1)
+    assert await store.prune(FAR + 3601) == 1
+    await settle(store, new_claim("the last place"))
+    with pytest.raises(TooManyRequests):
+        await store.claim(new_claim("one more"))
+    await store.close()
+
+
+async def test_I13_one_payer_cannot_fill_the_store_with_open_payments(database: str) -> None:
+    store = PostgresStore(database, max_open_per_payer=2)
+    await store.start()
+    made = await asyncio.gather(*[store.claim(new_claim(f"p{n}")) for n in range(3)], return_exceptions=True)
+    assert sorted(type(one).__name__ for one in made) == ["Claim", "Claim", "TooManyRequests"]
+    assert (await store.claim(new_claim("p9", payer="somebody else"))).owner == "a"
+    await store.close()
+
+
+async def test_the_app_needs_no_right_to_change_the_log(store: PostgresStore, database: str) -> None:
+    """docs/postgresql.md: a role that can add entries, and neither change nor delete one."""
+    await store.deposit(ALICE, 5, "before")
+    query(
+        database,
+        """
+        DO $$ BEGIN CREATE ROLE app LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+        GRANT USAGE ON SCHEMA x402kit TO app;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA x402kit TO app;
+        REVOKE UPDATE, DELETE, TRUNCATE ON x402kit.entries FROM app;
+        """,
+    )
+    app = database.replace("postgres@", "app@")
+    limited = PostgresStore(app)
+    await limited.start()
+    await limited.deposit(ALICE, 1000, "d")
+    await limited.reserve(hold("1"), Spend("p", FAR))
+    await limited.capture("1", 10)
+    await settle(limited, new_claim())
+    assert await limited.move("p", "serve", "a", captured=1)
+    assert await limited.rebuild() == 2
+    assert await limited.verify() == []
+    assert "/" in await limited.place()
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        query(app, "UPDATE x402kit.entries SET available = 7")
+    await limited.close()
+
+
+async def test_E12_what_is_wrong_is_found_and_the_balances_come_back_from_the_log(
+    store: PostgresStore, database: str
+) -> None:
+    await store.deposit(ALICE, 1000, "d")
+    await store.reserve(hold("1"))
+    before = query(database, "SELECT * FROM x402kit.accounts ORDER BY owner")
+    query(database, "UPDATE x402kit.accounts SET available = 5, held = 7, seq = 3")
+    assert {fault.what for fault in await store.verify()} == {
+        "available is not the log's",
+        "held is not the log's",
+        "held is not what open holds add up to",
+        "an entry is missing",
+    }
+    query(database, "DELETE FROM x402kit.accounts")
+    assert await store.rebuild() == 1
+    assert query(database, "SELECT * FROM x402kit.accounts ORDER BY owner") == before
+    assert await store.verify() == []
+    query(database, "UPDATE x402kit.entries SET balance = balance + 1, key = 'x:1' WHERE type = 'reserve'")
+    assert {fault.what for fault in await store.verify()} == {
+        "an entry is not what the rules write",
+        "a running balance is not the sum before it",
+        "a hold has no entry of its amount",
+        "a reserve has neither hold nor end",
+    }
+
+
+_NEXT = Migration(2, ("ALTER TABLE x402kit.claims ADD COLUMN note text NOT NULL DEFAULT ''",))
+_BROKEN = Migration(2, (*_NEXT.statements, "ALTER TABLE x402kit.nothing ADD COLUMN x int"))
+
+
+async def test_J08_a_migration_that_breaks_off_leaves_nothing_and_can_be_run_again(
+    store: PostgresStore, database: str
+) -> None:
+    await store.claim(new_claim())
+    connection = await psycopg.AsyncConnection.connect(database, autocommit=True)
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        await postgres_base._migrate(connection, (*MIGRATIONS, _BROKEN))  # pyright: ignore[reportPrivateUsage]
+    assert query(database, "SELECT value FROM x402kit.meta WHERE key = 'schema'") == [(b"1",)]
+    assert query(database, "SELECT 1 FROM information_schema.columns WHERE column_name = 'note'") == []
+    for _ in range(2):
+        await postgres_base._migrate(connection, (*MIGRATIONS, _NEXT))  # pyright: ignore[reportPrivateUsage]
+    # The version before goes on beside it, and starts beside it.
+    assert await store.move("p", "confirm", "a")
+    old = PostgresStore(database)
+    await old.start()
+    await settle(old, new_claim("q"))
+    await old.close()
+    only_newer = _NEXT._replace(number=3, statements=(), oldest=2)
+    await postgres_base._migrate(connection, (*MIGRATIONS, _NEXT, only_newer))  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(ConfigError, match="schema 3"):
+        await old.start()
+    await connection.close()
+
+
+def _open_again_and_again(dsn: str, faults: SimpleQueue[str]) -> None:
+    async def work() -> None:
+        for _ in range(5):
+            store = PostgresStore(dsn)
+            try:
+                await store.start()
+                await store.close()
+            except ConfigError as e:
+                faults.put(str(e))
+
+    asyncio.run(work())
+
+
+def test_C02_workers_that_start_together_all_open_the_ledger(database: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    faults: SimpleQueue[str] = context.SimpleQueue()
+    workers = [context.Process(target=_open_again_and_again, args=(database, faults)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert faults.empty()
+
+
+async def test_C02_all_machines_share_one_secret(store: PostgresStore, second: PostgresStore) -> None:
+    assert len(await store.secret()) == 32
+    assert await store.secret() == await second.secret()
+
+
+async def test_I11_an_address_with_a_password_is_never_shown(
+    postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for dsn in (
+        postgres.dsn("nothing").replace("postgres@", "postgres:sesame@"),
+        "postgresql://postgres:sesame@127.0.0.1:1/x",
+    ):
+        store = PostgresStore(dsn, busy_seconds=0.3)
+        with pytest.raises(ConfigError, match="can't be") as raised:
+            await store.start()
+        assert "sesame" not in f"{raised.value} {raised.value.__cause__}"
+        assert "sesame" not in repr(store)
+    with pytest.raises(ConfigError) as raised:
+        PostgresStore("postgresql://a:sesame@h/d?unknown_option=1")
+    assert "sesame" not in str(raised.value)
+    assert "sesame" not in caplog.text
+
+
+async def test_a_store_that_was_not_opened_says_so(database: str) -> None:
+    with pytest.raises(ConfigError, match="not open"):
+        await PostgresStore(database).get("p")
+
+
+def test_a_store_can_be_opened_in_another_loop(database: str) -> None:
+    store = PostgresStore(database)
+
+    async def once(number: int) -> None:
+        await store.start()
+        await store.claim(new_claim(str(number), payer=str(number)))
+
+    for number in range(2):
+        asyncio.run(once(number))
+
+    async def end() -> None:
+        await store.start()
+        assert await store.get("0") is not None
+        await store.close()
+
+    asyncio.run(end())
+
+
+def test_without_the_package_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['psycopg'] = None\n"
+        "from x402kit.ledger.open import store_of\n"
+        "try: store_of('postgresql://h/d')\n"
+        "except Exception as e: print(type(e).__name__, e)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("MissingExtra")
+    assert "x402kit-asgi[postgres]" in done.stdout
+
+
+def test_a_ledger_is_known_by_its_address(database: str) -> None:
+    assert isinstance(store_of(database), PostgresStore)
+    assert isinstance(store_of(database.replace("postgresql", "postgres")), PostgresStore)
+    store = store_of(database)
+    assert store_of(store) is store
+
+
+async def test_closing_gives_the_leases_back(store: PostgresStore, database: str) -> None:
+    await store.deposit(ALICE, 1000, "d")
+    await store.reserve(hold("1"))
+    await settle(store, new_claim())
+    await store.close()
+    other = PostgresStore(database, lease_seconds=100)
+    await other.start()
+    assert await other.take("p", "settled", "b") is not None
+    assert [ended.id for ended in await other.expire(10)] == ["1"]
+    await other.close()
+
+
+async def test_what_a_cancelled_caller_reserved_goes_back(store: PostgresStore) -> None:
+    await store.deposit(ALICE, 1000, "d")
+    task = asyncio.ensure_future(store.reserve(hold("1")))
+    await asyncio.sleep(0)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.2)
+    assert await store.balance(ALICE) == (1000, 0)
