@@ -76,6 +76,14 @@ def _binaries() -> Path:
     return folder / "bin"
 
 
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="x402kit-pg-", dir="/var/tmp" if Path("/var/tmp").is_dir() else None))
+    if _user():
+        nobody = pwd.getpwnam("nobody")
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    return folder
+
+
 class PostgresServer:
     """One server. ``settings`` go beside the tests' own; ``folder`` is one that another server left or copied."""
 
@@ -87,13 +95,9 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def _make(self) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="x402kit-pg-", dir="/var/tmp" if Path("/var/tmp").is_dir() else None))
-        if _user():
-            nobody = pwd.getpwnam("nobody")
-            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-        self.run(
-            "initdb", "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"
-        )
+        folder = _folder()
+        options = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        self.run("initdb", "-D", str(folder / "data"), *options)
         return folder
 
     @property
@@ -140,6 +144,25 @@ class PostgresServer:
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.dsn(name)
+
+    def replica(self) -> PostgresServer:
+        """A standby that follows this one, as soon as it is started."""
+        folder = _folder()
+        options = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-X", "stream", "-c", "fast", "--no-sync")
+        self.run("pg_basebackup", "-D", str(folder / "data"), "--write-recovery-conf", *options)
+        return PostgresServer(self.settings, folder=folder)
+
+    def follows(self, primary: PostgresServer) -> None:
+        """Until this replica has all that ``primary`` has written by now."""
+        (written,) = query(primary.dsn(), "SELECT pg_current_wal_lsn()")[0]
+        end = time.monotonic() + 20
+        while not query(self.dsn(), "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [written])[0][0]:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def promote(self) -> None:
+        """This replica takes over."""
+        assert query(self.dsn(), "SELECT pg_promote()") == [(True,)]
 
     def remove(self) -> None:
         self.stop(signal.SIGQUIT)

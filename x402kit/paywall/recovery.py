@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any, Final
 
 from ..errors import ServerError
@@ -98,12 +99,13 @@ class Recovery:
                 return True
             since_block = int(noted) - rail.final_depth
         done, restored = True, 0
-        async for landed in rail.settled_since(max(0, since_block)):
-            known = await self._store.get(landed.payment_id)
-            if known is None or known.state == "failed":
-                restored += await self._restore(rail, landed)
-            elif known.state == "claimed":
-                done = await self._settle(known, landed) and done
+        async with aclosing(rail.settled_since(max(0, since_block))) as found:
+            async for landed in found:
+                known = await self._store.get(landed.payment_id)
+                if known is None or known.state == "failed":
+                    restored += await self._restore(rail, landed)
+                elif known.state == "claimed":
+                    done = await self._settle(known, landed) and done
         log.warning("payments on %s since block %d: %d restored", rail.network, since_block, restored)
         return done
 
