@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.postgres import PostgresServer
+from tests.support.stores import place as place
 from x402kit.devnet import EvmDevnet
 
 

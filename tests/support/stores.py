@@ -1,0 +1,65 @@
+"""Places for a store: what the same tests run on. A place can be opened many times, by many processes.
+
+A new kind of store joins all these tests by a line in ``PLACES`` and one in ``open_store``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from x402kit.ledger.port import Store
+from x402kit.ledger.sqlite import SQLiteStore
+
+__all__ = ["PLACES", "Place", "open_store", "place"]
+
+
+def open_store(address: str, **options: Any) -> Store:
+    """A store at an address, not yet started."""
+    return SQLiteStore(address, **options)
+
+
+@dataclass(frozen=True)
+class Place:
+    """An empty store's address, and its tables as they are."""
+
+    address: str
+    query: Callable[[str], list[Any]]
+    """Run one statement beside the store, and commit."""
+
+    def open(self, **options: Any) -> Store:
+        return open_store(self.address, **options)
+
+
+@contextlib.contextmanager
+def _sqlite() -> Generator[Place]:
+    # In memory where there is such a folder: processes are killed here, but no power is cut.
+    folder = tempfile.mkdtemp(prefix="x402kit-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    path = str(Path(folder) / "ledger.db")
+
+    def query(sql: str) -> list[Any]:
+        with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
+            return connection.execute(sql).fetchall()
+
+    yield Place(path, query)
+    shutil.rmtree(folder)
+
+
+PLACES: dict[str, Callable[[], AbstractContextManager[Place]]] = {"sqlite": _sqlite}
+
+
+@pytest.fixture(params=sorted(PLACES))
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """One empty place of each kind."""
+    with PLACES[request.param]() as made:
+        yield made
