@@ -66,7 +66,7 @@ _COLUMNS: Final = (
 def _hold_moves(available: str, held: str, guard: str, why: str) -> tuple[str, str]:
     """Inside a trigger of ``holds``: the account of the row ``NEW`` changes by these amounts."""
     return (
-        f"UPDATE accounts SET available = available + {available}, held = held + {held} WHERE owner = NEW.owner"
+        f"UPDATE accounts SET available = available + ({available}), held = held + ({held}) WHERE owner = NEW.owner"
         f" AND asset = NEW.asset AND {guard}",
         _refuse(why),
     )
@@ -173,7 +173,7 @@ _TRIGGERS: Final = (
         _payer_entry(
             "'claim:' || NEW.payment_id",
             "iif(NEW.state = 'credited', 'deposit', 'payment')",
-            "-NEW.amount, NEW.amount - NEW.captured, 0, NEW.captured, 0, available + NEW.amount - NEW.captured",
+            "-NEW.amount, NEW.amount - NEW.captured, 0, NEW.captured, 0, available + (NEW.amount - NEW.captured)",
             "NEW.booked_at",
         ),
     ),
