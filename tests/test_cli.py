@@ -20,7 +20,7 @@ from tests.support.clients import ADDRESS, KEY
 from tests.support.commands import Result, on_terminal, run, started, terminal
 from tests.support.paid_server import PAY_TO, PaidServer, entry, serving
 from x402kit.cli import main
-from x402kit.cli.pay import _journal  # pyright: ignore[reportPrivateUsage]  # the default path, without writing to it
+from x402kit.cli.keys import journal_path
 from x402kit.devnet import DevnetError, EvmDevnet
 from x402kit.devnet.rpc import JsonRpc
 from x402kit.networks.assets import DEFAULTS
@@ -351,7 +351,7 @@ def test_J02_the_journal_stands_in_the_users_state(
     assert (tmp_path / "other.db").exists()
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert _journal() == Path("/home/somebody/.local/state/x402kit/journal.db")
+    assert journal_path(None) == Path("/home/somebody/.local/state/x402kit/journal.db")
 
 
 # all commands

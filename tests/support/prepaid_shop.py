@@ -80,6 +80,11 @@ class PrepaidShop:
     def at(self, path: str) -> list[Arrived]:
         return [arrived for arrived in self.seen if arrived.path == path]
 
+    @staticmethod
+    def refusal() -> Response:
+        """Of a proof, as a fault."""
+        return JSONResponse({"title": "proof-refused"}, 401, media_type="application/problem+json")
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self.app is not None
         if scope["type"] != "http":

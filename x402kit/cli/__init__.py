@@ -1,4 +1,4 @@
-"""The command line: ``x402kit devnet | demo | inspect | pay | ledger``, also ``python -m x402kit``.
+"""The command line: ``x402kit devnet | demo | inspect | pay | wallet | ledger``, also ``python -m x402kit``.
 
 Each command is a module with ``add(commands)``, which says what it takes, and ``run(arguments)``, which gives the exit
 status. On a terminal they write for people; in a pipe, or with ``--json``, JSON.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import ConfigError, MissingExtra, X402KitError
-from . import demo, devnet, inspect, ledger, pay
+from . import demo, devnet, inspect, ledger, pay, wallet
 from .output import error
 from .status import ERROR, INTERRUPTED, USAGE
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives its exit status."""
     parser = argparse.ArgumentParser(prog="x402kit", description="HTTP 402 payments: try, look at and make them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (devnet, demo, inspect, pay, ledger):
+    for command in (devnet, demo, inspect, pay, wallet, ledger):
         command.add(commands)
     arguments = parser.parse_args(argv)
     try:

@@ -1,0 +1,149 @@
+"""`x402kit wallet`, and `x402kit pay --balance`: what they print, and each exit status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.clients import ADDRESS, KEY
+from tests.support.commands import Result, on_terminal, run
+from tests.support.facilitators import wallet_rail
+from tests.support.prepaid_shop import PrepaidShop, opened
+from x402kit.cli import main
+from x402kit.devnet import EvmDevnet
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def shop() -> Iterator[PrepaidShop]:
+    with opened() as made:
+        yield made
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return {"X402KIT_EVM_KEY": KEY, "XDG_STATE_HOME": str(tmp_path)}
+
+
+@pytest.fixture
+def command(env: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The command in this process, for a process each takes its time."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments: str) -> Result:
+        try:
+            status = main([arguments[0], "--allow-insecure", *arguments[1:]])
+        except SystemExit as ended:  # by argparse
+            status = int(ended.code or 0)
+        return Result(status, *capfd.readouterr())
+
+    return call
+
+
+def said(done: Result) -> Any:
+    return json.loads(done.out)
+
+
+def test_a_balance_from_the_top_up_to_the_statement(shop: PrepaidShop, command: Command) -> None:
+    info = said(command("wallet", shop.wallet, "info"))
+    assert (info["service"], info["networks"][0]["network"]) == ("x402kit", "eip155:8453")
+    made = said(command("wallet", shop.wallet, "top-up", "1.00"))
+    assert (made["credited"], made["paid"], made["balance"], made["problem"]) == ("1000000", "1000000", "1000000", "")
+    assert made["transaction"] == made["reference"]
+    paid = command("pay", shop.url + "/goods", "--balance", "-d", "hi")
+    receipt = json.loads(paid.err)
+    assert (paid.status, paid.out) == (0, "goods hi")
+    assert (receipt["source"], receipt["charged"], receipt["balance"]) == ("balance", "10000", "990000")
+    assert (receipt["price"], receipt["verified"]) == ("0.010000 USDC", True)
+    assert said(command("wallet", shop.wallet, "balance"))["available"] == "990000"
+    moves = [json.loads(line) for line in command("wallet", shop.wallet, "transactions").out.splitlines()]
+    assert [move["type"] for move in moves] == ["capture", "reserve", "deposit"]
+    assert sum(int(move["amount"]) for move in moves) == 990_000
+    assert len(command("wallet", shop.wallet, "transactions", "-n", "1").out.splitlines()) == 1
+
+
+def test_the_same_in_words(shop: PrepaidShop, env: dict[str, str]) -> None:
+    def shown(*arguments: str) -> str:
+        done = on_terminal(arguments[0], "--allow-insecure", *arguments[1:], env=env)
+        assert done.status == 0
+        return done.out
+
+    info = shown("wallet", shop.wallet, "info")
+    assert "network  base (eip155:8453)" in info
+    assert "top-up   at least 0.010000 USDC" in info
+    assert "credited 1.000000 USDC, for 1.000000 USDC on base" in shown("wallet", shop.wallet, "top-up", "1.00")
+    paid = shown("pay", shop.url + "/goods", "--balance")
+    assert "paid 0.010000 USDC from the balance on base (eip155:8453)" in paid
+    assert "0.990000 USDC are on the balance" in paid
+    streamed = shown("pay", shop.url + "/v1/chat/completions", "--balance", "-j", '{"messages":[],"stream":true}')
+    assert "paid at most 0.02" in streamed
+    assert "0.987997 USDC on base (eip155:8453)\n" in shown("wallet", shop.wallet, "balance")
+    assert "deposit           1.000000        1.000000  x402kit.top-up" in shown("wallet", shop.wallet, "transactions")
+
+
+def test_a_withdrawal(chain: EvmDevnet, command: Command, env: dict[str, str]) -> None:
+    with opened(rail=wallet_rail(chain), withdraw=True) as shop:
+        command("wallet", shop.wallet, "top-up", "1.00", "--gas", "0.10")
+        made = said(command("wallet", shop.wallet, "withdraw", "$0.40"))
+        assert (made["amount"], made["state"], made["wallet"].lower()) == ("400000", "settled", ADDRESS.lower())
+        done = on_terminal("wallet", shop.wallet, "--allow-insecure", "withdraw", env=env)
+    assert done.status == 0
+    assert f"withdrew 0.600000 USDC to {ADDRESS}" in done.out
+
+
+def test_1_where_there_is_no_wallet_service(shop: PrepaidShop, command: Command) -> None:
+    done = command("wallet", shop.url + "/nowhere", "balance")
+    assert (done.status, done.out) == (1, "")
+    assert "404" in json.loads(done.err)["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("top-up",), ("top-up", "1"), ("balance", "1.00"), ("take",), ("transactions", "--limit", "x"), ("top-up", "one")],
+)
+def test_2_wrong_usage(shop: PrepaidShop, command: Command, arguments: tuple[str, ...]) -> None:
+    done = command("wallet", shop.wallet, *arguments)
+    assert (done.status, done.out, shop.seen) == (2, "", [])
+
+
+def test_2_without_a_wallet(shop: PrepaidShop) -> None:
+    assert run("wallet", shop.wallet, "balance").status == 2
+
+
+def test_3_when_the_balance_is_too_low_and_alone(shop: PrepaidShop, command: Command) -> None:
+    done = command("pay", shop.url + "/goods", "--balance", "only")
+    assert (done.status, done.out, json.loads(done.err)["error"]) == (3, "", "balance_too_low")
+    assert "--balance only" in json.loads(done.err)["message"]
+    assert json.loads(command("pay", shop.url + "/goods", "--balance").err)["source"] == "payment"
+
+
+def test_3_when_the_proof_is_refused(command: Command) -> None:
+    with opened() as shop:
+        shop.faults["/goods"] = [shop.refusal(), shop.refusal()]
+        done = command("pay", shop.url + "/goods", "--balance")
+    assert (done.status, json.loads(done.err)["error"]) == (3, "proof_not_accepted")
+
+
+def test_4_a_top_up_above_the_days_cap(shop: PrepaidShop, command: Command) -> None:
+    done = command("wallet", shop.wallet, "top-up", "1.00", "--max-per-day", "0.50")
+    assert (done.status, json.loads(done.err)["error"]) == (4, "too_dear")
+    assert "--max-per-day" in json.loads(done.err)["message"]
+
+
+def test_5_an_unknown_outcome_and_the_same_command_goes_on(shop: PrepaidShop, command: Command) -> None:
+    shop.faults["/v1/x402/top-up"] = [None, "drop", "drop", "drop"]
+    done = command("wallet", shop.wallet, "top-up", "1.00")
+    assert (done.status, json.loads(done.err)["error"]) == (5, "outcome_unknown")
+    assert said(command("wallet", shop.wallet, "top-up", "1.00"))["balance"] == "1000000"
+    shop.faults["/goods"] = ["drop", "drop", "drop"]
+    done = command("pay", shop.url + "/goods", "--balance")
+    assert (done.status, json.loads(done.err)["error"]) == (5, "outcome_unknown")
+    assert json.loads(done.err)["reference"].startswith("call-")
+    assert json.loads(command("pay", shop.url + "/goods", "--balance").err)["replayed"]
+    assert (shop.runs["goods"], shop.rail.settled) == (1, 1)
