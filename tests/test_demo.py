@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import re
 import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.commands import environment, on_terminal, run, started
 from tests.support.example import ROOT
 from x402kit.cli import demo, main
 from x402kit.cli.demo_rails import EvmDemo
+from x402kit.client import Payer, PrepaidWallet, Transaction
 from x402kit.devnet import DevnetError
 from x402kit.money import Asset, parse_units
 
@@ -48,14 +53,39 @@ def check(text: str) -> None:
     payer_before, seller_before = amounts(r"^before   payer MONEY, seller MONEY$", text)
     payer_after, seller_after = amounts(r"^after    payer MONEY, seller MONEY$", text)
     assert asked == paid
-    assert len(paid) == 3
-    assert len(set(re.findall(r"transaction (0x[0-9a-f]{64})", text))) == 3
+    assert len(paid) == 4
+    assert len(set(re.findall(r"transaction (0x[0-9a-f]{64})", text))) == 4
     assert (payer_before - payer_after, seller_after - seller_before) == (sum(paid), sum(paid))
-    assert amounts(r"^         the \w+\s+(?:paid|got)?\s*MONEY$", text) == [sum(paid)] * 4
-    assert '200    {"city":"Lisbon"' in text
-    assert len(re.findall(r"^   200    You asked: ", text, re.MULTILINE)) == 2
+    *chain, cost, balance = amounts(r"^         (?:the|left) \w+(?: \w+)?\s+MONEY$", text)
+    assert chain == [sum(paid)] * 4
+    assert cost + balance == sum(paid)
+    check_balance(text, cost, balance)
+    assert text.count('200    {"city":"Lisbon"') == 2
+    assert len(re.findall(r"^   200    You asked: ", text, re.MULTILINE)) == 4
     assert "It adds up." in text
     assert all(is_gone(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", text))
+
+
+def check_balance(text: str, cost: int, balance: int) -> None:
+    """Each call from the balance leaves what it says; the statement's moves lead to the same balance."""
+    (credited, left) = amounts(r"^   credit MONEY, balance MONEY$", text)
+    held = amounts(r"^   proof  of 0x\w{40}; MONEY held$", text)
+    calls = amounts(r"^   cost   MONEY, MONEY came back, balance MONEY$", text)
+    rests = amounts(r"^   cost   MONEY, MONEY became balance$", text)
+    assert left == credited + sum(rests[1::2])
+    assert len(held) == 3
+    for reserved, charged, back, after in zip(held, calls[::3], calls[1::3], calls[2::3], strict=True):
+        left -= charged
+        assert (reserved, left) == (charged + back, after)
+    assert sum(calls[::3]) + sum(rests[::2]) == cost
+    assert left == balance
+    lines = re.findall(r"^         (payment|deposit|reserve|capture) +(-?\d+\.\d{6}) +(\d+\.\d{6})", text, re.MULTILINE)
+    assert [kind for kind, _, _ in lines] == ["payment"] * 3 + ["deposit"] + ["reserve", "capture"] * 3
+    running = 0
+    for _, amount, after in lines:
+        running += parse_units(amount.lstrip("-"), 6) * (-1 if amount.startswith("-") else 1)
+        assert running == parse_units(after, 6)
+    assert running == balance
 
 
 def test_demo_pays_and_its_sums_are_right() -> None:
@@ -149,7 +179,27 @@ class Poor(EvmDemo):
         return {**super().environment(), "X402KIT_EVM_KEY": "0x" + "12" * 32}
 
 
-@pytest.mark.parametrize("rail", [Pickpocket, Thief])
+class ForgetfulWallet(PrepaidWallet):
+    def transactions(self, limit: int | None = None) -> Generator[Transaction]:
+        yield from itertools.islice(super().transactions(limit), 1, None)
+
+
+class ForgetfulPayer(Payer):
+    def wallet(self, base_url: str, client: httpx.Client | None = None) -> PrepaidWallet:
+        assert client is not None
+        return ForgetfulWallet(base_url, super().wallet(base_url, client)._operations, client, owns=False)  # pyright: ignore[reportPrivateUsage]
+
+
+class Forgetful(EvmDemo):
+    """A seller whose statement lacks the last move."""
+
+    def wallet(self, *arguments: Any, **named: Any) -> Payer:
+        made = super().wallet(*arguments, **named)
+        made.__class__ = ForgetfulPayer
+        return made
+
+
+@pytest.mark.parametrize("rail", [Pickpocket, Thief, Forgetful])
 def test_demo_fails_when_the_sums_are_wrong(
     rail: type[EvmDemo], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Generator
+from typing import Any, Final, NamedTuple
 
 import httpx
 
-from ..client import PaymentInfo, Proposal, payment_of
+from ..client import PayerError, PrepaidWallet, Transaction
+from ..client.balance import Balance
 from ..devnet.errors import DevnetError
-from ..model import Json
 from ..money import format_units
-from .demo_rails import RAILS, DemoRail, Transfer
+from .demo_calls import Calls
+from .demo_money import ByPayment, FromBalance, money, show_asked
+from .demo_rails import RAILS, DemoRail
 from .demo_server import serve
 from .devnet import Stoppable
 from .output import bold, dim, error, green, plain, red
-from .report import network_text
 from .status import ERROR, INTERRUPTED, OK
 
 __all__ = ["add", "run"]
 
-_DESCRIPTION = """Start local chains, a seller (examples/inference.py under uvicorn) and a payer; pay for a fixed price,
-for a chat completion and for a streamed one, on each rail; show what moved on chain; stop everything.
+_DESCRIPTION = """Start local chains, a seller (examples/inference.py under uvicorn) and a payer, and on each rail:
+pay for a fixed price, for a chat completion and for a streamed one; top a balance up; make the same calls from it, by
+proofs of the wallet; show what moved on chain, and the account's statement. Stop everything.
 
 Nothing leaves this machine. Status 0 when every balance adds up to the atomic unit, else 1.
 """
 _PER_CALL: Final = "$0.05"
 _PER_DAY: Final = "$1"
+_TOP_UP: Final = "0.10"
 
 
 def add(commands: Any) -> None:
@@ -62,15 +64,22 @@ def run(arguments: argparse.Namespace) -> int:
     return INTERRUPTED
 
 
+class _Books(NamedTuple):
+    """What the payer knows at the end, in atomic units."""
+
+    payments: ByPayment
+    charged: int
+    balance: int
+    statement: list[Transaction]
+
+
 class _Round:
-    """The same calls on one rail, and the sums afterwards."""
+    """The same calls on one rail, paid one by one and from a balance, and the sums afterwards."""
 
     def __init__(self, rail: DemoRail, url: str) -> None:
         self._rail = rail
         self._asset = rail.asset
         self._url = url
-        self._paid: list[tuple[PaymentInfo, Transfer]] = []
-        self._calls = 0
 
     def run(self) -> bool:
         """Whether everything was answered, and the money adds up."""
@@ -78,109 +87,93 @@ class _Round:
         print(f"{bold('chain')}    {rail.about}")
         print(f"{bold('payer')}    {rail.payer}, at most {_PER_CALL} a call and {_PER_DAY} a day")
         before = self._balances("before")
-        payer = rail.wallet(_PER_CALL, _PER_DAY, self._asked)
+        try:
+            books = self._calls()
+        except (httpx.HTTPError, DevnetError, PayerError, ValueError) as e:
+            error(f"{type(e).__name__}: {e}")
+            return False
+        return self._sums(books, before, self._balances("after"))
+
+    def _calls(self) -> _Books:
+        payments, calls = ByPayment(self._rail), Calls()
+        with self._client("off") as (calls.client, _):
+            calls.weather(payments, "a fixed price")
+            calls.chat(payments, "by tokens: paid is the most that it can cost")
+            calls.streamed_chat(payments, "the same, streamed")
+        with self._client("only") as (calls.client, wallet):
+            balance = self._top_up(calls, wallet, payments)
+            proofs = FromBalance(self._asset, balance)
+            calls.weather(proofs, "from the balance: no transaction, no gas")
+            calls.chat(proofs, "from the balance")
+            calls.streamed_chat(proofs, "from the balance, streamed")
+            left = wallet.balance()
+            statement = list(wallet.transactions())[::-1]
+        self._show(statement)
+        return _Books(payments, payments.charged + proofs.charged, left.available + left.held, statement)
+
+    @contextlib.contextmanager
+    def _client(self, balance: Balance) -> Generator[tuple[httpx.Client, PrepaidWallet]]:
+        payer = self._rail.wallet(_PER_CALL, _PER_DAY, show_asked, balance)
         with contextlib.closing(payer), httpx.Client(transport=payer.transport(), base_url=self._url) as client:
-            try:
-                self._weather(client)
-                self._chat(client)
-                self._streamed_chat(client)
-            except (httpx.HTTPError, DevnetError, ValueError) as e:
-                error(f"{type(e).__name__}: {e}")
-                return False
-        return self._sums(before, self._balances("after"))
+            yield client, payer.wallet(f"{self._url}/v1/x402", client)
 
-    # The calls
+    def _top_up(self, calls: Calls, wallet: PrepaidWallet, payments: ByPayment) -> int:
+        calls.title("POST /v1/x402/top-up", "a balance, for who does not want to pay each call by itself")
+        made = wallet.top_up(_TOP_UP)
+        if made.problem or made.payment is None:
+            raise ValueError(f"the top-up: {made.problem or 'not paid'}")
+        payments.settled(made.payment)
+        print(f"   credit {money(made.credited, self._asset)}, balance {money(made.balance, self._asset)}")
+        return made.balance
 
-    def _weather(self, client: httpx.Client) -> None:
-        self._call("GET /v1/weather", "a fixed price")
-        answer = client.get("/v1/weather", params={"city": "Lisbon"})
-        self._settled(answer)
-        print(f"   {answer.status_code}    {plain(answer.text)}")
+    # What is shown of it
 
-    def _chat(self, client: httpx.Client) -> None:
-        body = _question("What is HTTP status 402 for?", 24)
-        self._call("POST /v1/chat/completions", "a price by prompt and max_tokens")
-        answer = client.post("/v1/chat/completions", json=body)
-        self._settled(answer)
-        made = answer.json()
-        print(f"   {answer.status_code}    {plain(made['choices'][0]['message']['content'])}")
-        print(dim(f"          {_usage(made['usage'])}"))
-
-    def _streamed_chat(self, client: httpx.Client) -> None:
-        body = {**_question("And streamed?", 32), "stream": True, "stream_options": {"include_usage": True}}
-        self._call("POST /v1/chat/completions", "the same, streamed")
-        usage: Json | None = None
-        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            self._settled(answer)
-            print(f"   {answer.status_code}    ", end="")
-            for event in _events(answer):
-                usage = event.get("usage") or usage
-                for choice in event["choices"]:
-                    print(plain(choice["delta"].get("content", "")), end="", flush=True)
-        print()
-        if usage is None:
-            raise ValueError("the stream ended without its usage")
-        print(dim(f"          {_usage(usage)}"))
-
-    # What is shown of each
-
-    def _call(self, what: str, why: str) -> None:
-        self._calls += 1
-        print(f"\n{bold(f'{self._calls}  {what}')}  {dim(why)}")
-
-    def _asked(self, proposal: Proposal) -> bool:
-        """The payer's own word before it signs."""
-        words = f"  {proposal.description}" if proposal.description else ""
-        print(f"   402    asks {proposal.price} on {network_text(proposal.network)} to {proposal.pay_to}{dim(words)}")
-        return True
-
-    def _settled(self, answer: httpx.Response) -> None:
-        info = payment_of(answer)
-        if answer.status_code != 200 or info is None or not info.verified:
-            answer.read()
-            raise ValueError(
-                f"status {answer.status_code}, {info.problem if info else 'not paid'}: {answer.text[:500]}"
-            )
-        transfer = self._rail.transfer(info.transaction)
-        self._paid.append((info, transfer))
-        print(f"   paid   {self._money(transfer.amount)} in block {transfer.block}, transaction {transfer.transaction}")
-
-    def _money(self, amount: int) -> str:
-        return f"{format_units(amount, self._asset.decimals)} {self._asset.symbol}"
+    def _show(self, statement: list[Transaction]) -> None:
+        print(f"\n{bold('statement')} of {self._rail.payer} at the seller")
+        print(dim(f"         {'':<9} {'amount':>10} {'balance':>10} {'charged':>10}"))
+        decimals = self._asset.decimals
+        for each in statement:
+            numbers = [_number(amount, decimals) for amount in (each.amount, each.balance_after, each.charged)]
+            what = plain(each.resource.rpartition(".")[2])
+            print(f"         {each.type:<9} {' '.join(f'{number:>10}' for number in numbers)}  {dim(what)}")
 
     def _balances(self, when: str) -> tuple[int, int]:
         payer, seller = (self._rail.balance_of(address) for address in (self._rail.payer, self._rail.seller))
-        print(f"\n{bold(f'{when:<6}')}   payer {self._money(payer)}, seller {self._money(seller)}")
+        print(f"\n{bold(f'{when:<6}')}   payer {money(payer, self._asset)}, seller {money(seller, self._asset)}")
         return payer, seller
 
-    def _sums(self, before: tuple[int, int], after: tuple[int, int]) -> bool:
-        """Receipts, transfers on chain and both balances say the same, to the atomic unit."""
-        sums = {
-            "the receipts": sum(info.amount for info, _ in self._paid),
-            "the transfers": sum(transfer.amount for _, transfer in self._paid),
+    def _sums(self, books: _Books, before: tuple[int, int], after: tuple[int, int]) -> bool:
+        """Receipts, transfers, both wallets on chain and the account's statement say the same, to the atomic unit."""
+        paid = books.payments.paid
+        chain = {
+            "the receipts": sum(info.amount for info, _ in paid),
+            "the transfers": sum(transfer.amount for _, transfer in paid),
             "the payer paid": before[0] - after[0],
             "the seller got": after[1] - before[1],
         }
-        parties = {(transfer.payer, transfer.pay_to) for _, transfer in self._paid}
-        good = len(set(sums.values())) == 1 and parties == {(self._rail.payer, self._rail.seller)}
-        good = good and len({transfer.transaction for _, transfer in self._paid}) == self._calls
-        print(f"{bold('sum')}      of {self._calls} calls")
-        for what, amount in sums.items():
-            print(f"         {what:<15} {self._money(amount):>14}")
+        account = {"the calls cost": books.charged, "left as balance": books.balance}
+        good = len({*chain.values(), sum(account.values())}) == 1 and _agrees(books)
+        good = good and {(transfer.payer, transfer.pay_to) for _, transfer in paid} == {
+            (self._rail.payer, self._rail.seller)
+        }
+        good = good and len({transfer.transaction for _, transfer in paid}) == len(paid)
+        print(f"{bold('sum')}      of {len(paid)} transfers")
+        for what, amount in (chain | account).items():
+            print(f"         {what:<15} {money(amount, self._asset):>14}")
         print("         " + (green("It adds up.") if good else red("It does not add up.")))
         sys.stdout.flush()
         return good
 
 
-def _question(text: str, most: int) -> Json:
-    return {"model": "demo", "messages": [{"role": "user", "content": text}], "max_tokens": most}
+def _agrees(books: _Books) -> bool:
+    """Whether the statement's moves lead to the balance, and its charges are what the answers said."""
+    balance = 0
+    for each in books.statement:
+        balance += each.amount
+        if balance != each.balance_after:
+            return False
+    return balance == books.balance and sum(each.charged or 0 for each in books.statement) == books.charged
 
 
-def _usage(usage: Json) -> str:
-    return f"{usage['prompt_tokens']} tokens read, {usage['completion_tokens']} written"
-
-
-def _events(answer: httpx.Response) -> Iterator[Json]:
-    for line in answer.iter_lines():
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield json.loads(line[6:])
+def _number(amount: int | None, decimals: int) -> str:
+    return "" if amount is None else format_units(amount, decimals)

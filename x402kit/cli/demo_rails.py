@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from ..client import Limits, Payer, Proposal
+from ..client.balance import Balance
 from ..devnet import EvmDevnet
 from ..devnet.errors import DevnetError
 from ..money import Asset
@@ -47,7 +48,7 @@ class DemoRail(Protocol):
         """The X402KIT_* variables with which the example takes payments on this rail."""
         ...
 
-    def wallet(self, per_call: str, per_day: str, approve: Callable[[Proposal], bool]) -> Payer:
+    def wallet(self, per_call: str, per_day: str, approve: Callable[[Proposal], bool], balance: Balance) -> Payer:
         """A payer that pays on this rail only."""
         ...
 
@@ -91,9 +92,10 @@ class EvmDemo:
             "X402KIT_EVM_KEY": self._chain.accounts[0].private_key,
         }
 
-    def wallet(self, per_call: str, per_day: str, approve: Callable[[Proposal], bool]) -> Payer:
+    def wallet(self, per_call: str, per_day: str, approve: Callable[[Proposal], bool], balance: Balance) -> Payer:
         limits = Limits(per_call=per_call, per_day=per_day, networks=[self.asset.network])
-        return Payer(self._chain.accounts[1].private_key, limits=limits, approve=approve, allow_insecure=True)
+        key = self._chain.accounts[1].private_key
+        return Payer(key, limits=limits, approve=approve, balance=balance, allow_insecure=True)
 
     def balance_of(self, address: str) -> int:
         return self._chain.balance_of(address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable
@@ -35,11 +36,13 @@ def serve(rails: Iterable[DemoRail]) -> Generator[Seller]:
     if importlib.util.find_spec("uvicorn") is None:
         raise MissingExtra("demo", "uvicorn")
     app, folder = _example()
-    command = (sys.executable, "-m", "uvicorn", app, "--app-dir", str(folder), "--host", "127.0.0.1", "--port", "0")
+    # Chosen by us: wallet proofs are bound to the origin, which the seller must know when it starts.
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = (sys.executable, "-m", "uvicorn", app, "--app-dir", str(folder), "--host", "127.0.0.1", "--port", port)
     with tempfile.TemporaryDirectory(prefix="x402kit-demo-") as place:
-        server = Server(command, ready="Uvicorn running on", env=_environment(rails, Path(place)))
+        server = Server(command, ready="Uvicorn running on", env=_environment(rails, url, Path(place)))
         try:
-            url = next(word for word in server.announcement.split() if word.startswith("http://"))
             yield Seller(url, server.said)
         finally:
             server.terminate(_STOP_SECONDS)
@@ -56,10 +59,15 @@ def _example() -> tuple[str, Path]:
     raise DevnetError("examples/inference.py is not there")
 
 
-def _environment(rails: Iterable[DemoRail], place: Path) -> dict[str, str]:
+def _free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return str(held.getsockname()[1])
+
+
+def _environment(rails: Iterable[DemoRail], url: str, place: Path) -> dict[str, str]:
     """Ours without the caller's own set-up: nothing of it may be in play here."""
     made = {name: value for name, value in os.environ.items() if not name.startswith("X402KIT_")}
-    made |= {"X402KIT_ENV": "devnet", "X402KIT_LEDGER": str(place / "payments.db")}
+    made |= {"X402KIT_ENV": "devnet", "X402KIT_ORIGIN": url, "X402KIT_LEDGER": str(place / "payments.db")}
     for rail in rails:
         made |= rail.environment()
     return made
