@@ -2,9 +2,9 @@
 
     uvicorn examples.inference:app
 
-Each call is paid for by itself, or from a prepaid balance that is topped up at /v1/x402. The set-up comes from the
-X402KIT_* variables (x402kit/settings.py); `x402kit devnet` prints them for a local chain. The prices stand in
-models.toml and on the endpoints; the rest is what the service would be without them.
+Each call is paid for by itself, or from a prepaid balance that is topped up at /v1/x402 (by Venice's clients at
+/api/v1/x402). The set-up comes from the X402KIT_* variables (x402kit/settings.py); `x402kit devnet` prints them for a
+local chain. The prices stand in models.toml and on the endpoints; the rest is what the service would be without them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .jobs import Jobs
 from .stand_in import generate, tokens
 
 IMAGE = usd("$0.02")
+TOP_UP_MIN = "$0.01"
 JOB_SECONDS = 600
 """After so long without an end, what was paid for a job goes back."""
 
@@ -226,7 +227,8 @@ app = paywall.protect(
             Route("/v1/generation-requests/{request_id}", generation_request),
             Route("/v1/weather", weather),
             Route("/v1/models", list_models),
-            Mount("/v1/x402", paywall.wallet_service(minimum="$0.01")),
+            Mount("/v1/x402", paywall.wallet_service(minimum=TOP_UP_MIN)),
+            Mount("/api/v1/x402", paywall.wallet_service(minimum=TOP_UP_MIN, dialect="venice")),
         ],
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
