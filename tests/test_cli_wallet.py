@@ -41,7 +41,8 @@ def command(env: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.
             status = main([arguments[0], "--allow-insecure", *arguments[1:]])
         except SystemExit as ended:  # by argparse
             status = int(ended.code or 0)
-        return Result(status, *capfd.readouterr())
+        out, err = capfd.readouterr()
+        return Result(status, out, err)
 
     return call
 

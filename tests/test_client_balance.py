@@ -30,6 +30,7 @@ from x402kit.client import (
     payment_of,
 )
 from x402kit.client.journal_calls import COOL, REUSED
+from x402kit.client.sellers import ROUTES_MAX, Sellers
 from x402kit.errors import ConfigError
 from x402kit.protocols.siwx import parse_proof
 from x402kit.protocols.x402 import decode_header, encode_header
@@ -195,6 +196,27 @@ def test_a_route_that_turns_out_to_be_free_is_shown_no_second_proof(shop: Prepai
     answers = [call(paying, "httpx", shop.url + path) for path in ("/free", "/free?again", "/goods", "/goods")]
     assert [bool(each.proof) for each in shop.seen] == [True, False, True, True]
     assert [payment_of(answer) is None for answer in answers] == [True, True, False, False]
+
+
+def test_a_price_at_a_route_that_was_free_is_paid_from_the_balance_again() -> None:
+    with opened(service=False) as shop:  # whose 402 offers no proof
+        rich = prepaid(shop, amount="")
+        info_of(call(rich, "httpx", shop.url + "/v1/chat/completions", content=b'{"messages":[]}'))
+        shop.seen.clear()
+        shop.faults["/goods"] = [PlainTextResponse("free today")]
+        answers = [call(rich, "httpx", shop.url + "/goods") for _ in range(2)]
+    assert [bool(each.proof) for each in shop.seen] == [True, False, True]
+    assert (payment_of(answers[0]), info_of(answers[1]).source) == (None, "balance")
+
+
+def test_what_is_remembered_of_sellers_is_bounded() -> None:
+    sellers = Sellers()
+    for number in range(ROUTES_MAX + 5):
+        sellers.learn(f"https://{number}", skew=number)
+        sellers.note(f"GET /{number}", priced=False)
+    assert (sellers.get("https://1"), sellers.is_free("GET /1")) == (None, False)
+    assert sellers.get(f"https://{ROUTES_MAX}") is not None
+    assert sellers.is_free(f"GET /{ROUTES_MAX}")
 
 
 @pytest.mark.parametrize("limits", [Limits(hosts=["api.example.com"]), Limits(hosts=["localhost"])])

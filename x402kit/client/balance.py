@@ -34,13 +34,13 @@ from .receipts import PaymentInfo, is_charged, read_balance
 from .sellers import Sellers
 from .steps import Answer, Body, Drop, Lost, Send, Sleep, Step, Store
 
-__all__ = ["AGAIN", "Balance", "BalanceSetup", "FromBalance", "challenge_of", "wait"]
+__all__ = ["Balance", "BalanceSetup", "FromBalance", "challenge_of", "wait"]
 
 _log = logging.getLogger("x402kit.client")
 
 Balance = Literal["off", "first", "only"]
 
-AGAIN: Final = frozenset((500, 502, 503, 504))
+_AGAIN: Final = frozenset((500, 502, 503, 504))
 WAIT_MAX: Final = 10.0
 """Seconds; a longer Retry-After is not waited for here."""
 KEY: Final = "Idempotency-Key"
@@ -97,16 +97,26 @@ class FromBalance:
         return mode != "off" and not self._tried and self._target.top_up is None
 
     @property
+    def is_known(self) -> bool:
+        """Whether a proof may be shown, and the seller is one that took some before, or that ``Limits.hosts`` names."""
+        sellers, policy, target = self._setup.sellers, self._setup.policy, self._target
+        if not self.is_possible or not policy.permits(target):
+            return False
+        return sellers.get(target.origin) is not None or policy.names_host(target.host, target.port)
+
+    @property
     def goes_first(self) -> bool:
-        """Whether a proof is shown at once: a seller that we know, or that ``Limits.hosts`` names."""
+        """Whether a proof is shown at once, without asking for the price."""
         if self._target.proves:
             return True
-        sellers, policy, target = self._setup.sellers, self._setup.policy, self._target
-        if not self.is_possible or not policy.permits(target) or sellers.is_free(target.route):
-            return False
-        seller = sellers.get(target.origin)
-        named = seller is not None or policy.names_host(target.host, target.port)
-        return named and not (seller is not None and seller.asks)
+        seller = self._setup.sellers.get(self._target.origin)
+        asks = (seller is not None and seller.asks) or self._setup.sellers.is_free(self._target.route)
+        return self.is_known and not asks
+
+    def saw_price(self) -> None:
+        """A 402 came without a proof."""
+        if self.is_possible:
+            self._setup.sellers.note(self._target.route, priced=True)
 
     def resumes(self) -> Generator[Step, Any, bool]:
         """Whether a call of the same request is open: then no payment is made for it before that is certain."""
@@ -290,4 +300,4 @@ def _is_again(answer: Answer) -> bool:
         return True
     if answer.status == 409:
         return "retry-after" in answer.headers
-    return answer.status in AGAIN and PAYMENT_RESPONSE not in answer.headers
+    return answer.status in _AGAIN and PAYMENT_RESPONSE not in answer.headers

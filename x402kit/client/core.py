@@ -113,8 +113,10 @@ class Attempt:
             return _Done(None)
         yield Drop()
         policy.check_target(self._target)
+        self._balance.saw_price()
         payment = yield from self._take(begun)
-        if payment is not None or (sign_in is None and not (yield from self._balance.resumes())):
+        from_balance = sign_in is not None or self._balance.is_known or (yield from self._balance.resumes())
+        if payment is not None or not from_balance:
             return payment or offers
         if offers:
             policy.choose(offers, self._target)  # what is too dear is so from the balance, too

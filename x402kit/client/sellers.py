@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
@@ -25,9 +26,10 @@ class Seller:
 
 
 class Sellers:
-    """Safe to share between threads: each method is one step on one dict."""
+    """Safe to share between threads."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._sellers: dict[str, Seller] = {}
         self._priced: dict[str, bool] = {}
 
@@ -37,14 +39,15 @@ class Sellers:
 
     def learn(self, origin: str, *, network: str = "", skew: int | None = None, asks: bool | None = None) -> None:
         """The origin takes wallet proofs; what is not given stays as it was."""
-        known = self._sellers.get(origin, Seller())
-        made = replace(
-            known,
-            network=network or known.network,
-            skew=known.skew if skew is None else skew,
-            asks=known.asks if asks is None else asks,
-        )
-        _put(self._sellers, origin, made, ORIGINS_MAX)
+        with self._lock:
+            known = self._sellers.get(origin, Seller())
+            made = replace(
+                known,
+                network=network or known.network,
+                skew=known.skew if skew is None else skew,
+                asks=known.asks if asks is None else asks,
+            )
+            _put(self._sellers, origin, made, ORIGINS_MAX)
 
     def is_free(self, route: str) -> bool:
         """Whether a proof was of no use there, so that the next call goes without one."""
@@ -52,11 +55,12 @@ class Sellers:
 
     def note(self, route: str, *, priced: bool) -> None:
         """A price was seen, or none. What was priced once stays so: not every seller tells of its charges."""
-        if priced or route not in self._priced:
-            _put(self._priced, route, priced, ROUTES_MAX)
+        with self._lock:
+            if priced or route not in self._priced:
+                _put(self._priced, route, priced, ROUTES_MAX)
 
 
 def _put(known: dict[str, T], key: str, value: T, most: int) -> None:
     if key not in known and len(known) >= most:
-        known.pop(next(iter(known)), None)
+        del known[next(iter(known))]
     known[key] = value
