@@ -270,6 +270,18 @@ class Shop:
     def claim(self, payment: Payment) -> Claim | None:
         return next((claim for claim in self.claims() if claim.payment_id.endswith(payment.id)), None)
 
+    def open_holds(self) -> list[Any]:
+        """Ids and amounts of reserves that have no end yet, but for jobs whose time is not over."""
+        if not self.query("SELECT 1 FROM sqlite_master WHERE name = 'holds'"):
+            return []
+        now = int(time.time())
+        return self.query("SELECT id, amount FROM holds WHERE state = 'open' AND deadline <= ?", now)
+
+    @property
+    def deposited(self) -> int:
+        """What was credited by hand, without a payment."""
+        return int(self.query("SELECT ifnull(sum(available), 0) FROM log WHERE key LIKE 'deposit:%'")[0][0])
+
     def state(self, payment: Payment) -> str:
         claim = self.claim(payment)
         return claim.state if claim else ""

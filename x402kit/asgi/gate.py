@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import BadRequest, ServerError, X402KitError
+from ..errors import BadRequest, ConfigError, OutcomeUnknown, ServerError, X402KitError
 from ..paywall.admission import Admission
 from ..paywall.credit import credit
 from ..paywall.sale import BalanceSale, Sale
@@ -165,8 +165,12 @@ class Gate:
         scope, resource, till = request.scope, request.resource, self._till
         try:
             entry = await credit(till.store, admission.claim)
-        except ServerError as e:
-            await self._answer(self._door.problem(request, e), scope, receive, send)
+        except (ServerError, ConfigError) as e:
+            # The payment is settled: whatever failed now, it is to be shown again.
+            reason = e.reason if isinstance(e, ServerError) else "store_unavailable"
+            unsure = e if e.money == "unknown" else OutcomeUnknown(reason, reference=admission.claim.reference)
+            assert isinstance(unsure, ServerError)
+            await self._answer(self._door.problem(request, unsure), scope, receive, send)
             return
         claim, receipt = admission.claim, admission.receipt
         paid = PaidCall(claim.payer, claim.amount, claim.network, claim.asset, resource.id, receipt, entry=entry)

@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from ..money import format_units
 from ..paywall.sale import Charged, Sale
-from ..pricing import Delivered, End, Quote, charge
+from ..pricing import Delivered, End, Quote, Usage, charge
 from ..protocols.encoding import dump_json
 from .call import PaidCall
 from .inject import Holding, inject
@@ -23,6 +23,7 @@ from .usage import READ_MAX, UsageReader, reader_for
 __all__ = ["Metering"]
 
 _NOTHING: Final = Delivered()
+_CLASSES: Final = ("input", "cached", "cache_write", "output", "reasoning")
 _CALLERS: Final = (End.COMPLETE, End.LEFT_MIDWAY)
 
 
@@ -40,6 +41,7 @@ class Metering:
         "_reader",
         "_sale",
         "_service",
+        "_used",
         "_waiting",
         "active",
         "paid",
@@ -53,6 +55,7 @@ class Metering:
         self._sale = sale
         self._service = service
         self._reader: UsageReader | None = None
+        self._used: Usage | None = None
         self._holding: Holding | None = None
         self._waiting: bytearray | None = None
         self._is_stream = self._is_json = False
@@ -101,6 +104,7 @@ class Metering:
         if self._reader is not None:
             usage = usage or self._reader.usage()
             delivered = self._reader.delivered
+        self._used = usage
         return charge(end, usage, delivered, quote).atomic(decimals)
 
     def kept(self, expected: Charged | None, body: bytes | None) -> bytes | None:
@@ -135,15 +139,18 @@ class Metering:
         held = b"" if self._holding is None else self._holding.release(bill)
         return held + b"\n\nevent: error\ndata: " + dump_json({"error": said}) + b"\n\n"
 
-    def _bill(self, outcome: Charged) -> dict[str, str]:
-        decimals = self._sale.decimals
-        made = {
+    def _bill(self, outcome: Charged) -> dict[str, Any]:
+        decimals, used = self._sale.decimals, self._used
+        made: dict[str, Any] = {
             "billing_source": self._sale.source,
             "request_id": self.paid.request_id,
             "reserved_usdc": format_units(outcome.amount, decimals),
             "charged_usdc": format_units(outcome.charged, decimals),
             "refunded_usdc": format_units(outcome.returned, decimals),
         }
+        if used is not None and used.has_tokens and not used.absurd:
+            # What was counted, by class: reasoning, which nobody sees, is part of the output (H10).
+            made["tokens"] = {name: getattr(used, name) for name in _CLASSES}
         if outcome.balance is not None:
             made["wallet_balance_after_usdc"] = format_units(outcome.balance, decimals)
         return made

@@ -1,0 +1,701 @@
+"""Group H: streams and callers who leave, over every way of paying. What each end costs is docs/metering.md's table."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from tests.support.asking import Answer, ask
+from tests.support.serving import serving
+from tests.support.till import (
+    ASKED,
+    BILL,
+    FIXED,
+    WAYS,
+    App,
+    Ended,
+    Till,
+    Way,
+    body_for,
+    event,
+    make,
+    opened,
+    part,
+    reply,
+    stream,
+    usage,
+    use,
+)
+from x402kit.asgi import delivery
+from x402kit.protocols.x402 import decode_header
+
+START = 100_000
+TEXT = event({"choices": [{"delta": {"content": "hello"}}]})
+DONE = event("[DONE]")
+
+
+@pytest.fixture(params=WAYS, ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    made: Way = request.param
+    return made
+
+
+Opening = Callable[..., Any]
+
+
+@pytest.fixture
+async def till(tmp_path: Path) -> AsyncGenerator[Till]:
+    async with opened(str(tmp_path / "payments.db"), route={"stall_seconds": 0.3, "report_usage": True}) as made:
+        await made.credit(START)
+        yield made
+
+
+def paid_for(way: Way) -> int:
+    """The most that the call can cost: a token for each byte of the body, and those that it asks for."""
+    return len(json.dumps(body_for(way.path))) + 64 + ASKED if way.metered else FIXED
+
+
+def split(way: Way, charged: int) -> Ended:
+    return Ended(charged, paid_for(way) - charged, False)
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def leave_when(till: Till, way: Way, app: App, ready: asyncio.Event, **options: Any) -> Answer:
+    """One call whose caller leaves once ``ready`` is set."""
+    till.playing.app = app
+    credentials = await till.credentials(way)
+    return await ask(till.app, "POST", way.path, credentials, json_body=body_for(way.path), leave=ready, **options)
+
+
+# --- H01
+
+
+@pytest.mark.parametrize("billed", [False, True], ids=["plain", "billed"])
+def test_H01_a_chunk_is_with_its_caller_before_the_next_is_made(way: Way, billed: bool, tmp_path: Path) -> None:
+    import threading
+
+    got = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, TEXT)
+        assert await asyncio.to_thread(got.wait, 10), "the first chunk was held back"
+        await send(part(TEXT + usage(10) + DONE, more=False))
+
+    till = make(str(tmp_path / "payments.db"), route={"report_usage": billed})
+    till.playing.app = app
+    with serving(till.app) as url:
+        headers = run(till, way, url)
+        with httpx.stream(
+            "POST", url + way.path, headers=headers, json=body_for(way.path), trust_env=False, timeout=15
+        ) as answer:
+            assert answer.status_code == 200
+            chunks = answer.iter_raw()
+            assert next(chunks) == TEXT
+            got.set()
+            rest = b"".join(chunks)
+    assert rest.endswith(DONE)
+    assert (BILL.encode() in rest) == billed
+
+
+def run(till: Till, way: Way, url: str) -> dict[str, str]:
+    """Credentials for a till that runs in a server's thread."""
+    from tests.support.payments import pay
+
+    def entry(path: str, body: Any) -> Any:
+        answer = httpx.post(url + path, json=body, trust_env=False)
+        assert answer.status_code == 402
+        return decode_header(answer.headers["payment-required"])["accepts"][0]
+
+    if not way.balance:
+        return {"PAYMENT-SIGNATURE": pay(entry(way.path, body_for(way.path))).v2()}
+    body = {"amount_usdc": "0.10"}
+    payment = pay(entry("/v1/x402/top-up", body))
+    headers = {"PAYMENT-SIGNATURE": payment.v2()}
+    assert httpx.post(url + "/v1/x402/top-up", json=body, headers=headers, trust_env=False).status_code == 200
+    return till.proof()
+
+
+# --- H02
+
+
+async def test_H02_who_leaves_before_the_first_byte_is_charged_nothing(till: Till, way: Way) -> None:
+    gone, ended = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        gone.set()
+        if way.balance or way.metered:
+            await forever()
+        await reply(send, b'"goods"')  # a payment that is good in any case: its caller can come back for them (C03)
+        ended.set()
+
+    answer = await leave_when(till, way, app, gone)
+    cancelled = way.balance or way.metered
+    assert till.playing.cancelled == cancelled
+    if cancelled:
+        assert (answer.status, answer.raised) == (0, None)
+        assert await till.ended(way) == (split(way, 0) if way.balance else Ended(0, 0, open=True))
+        till.playing.app = lambda scope, receive, send: reply(send, json.dumps({"usage": use(3)}).encode())
+        if not way.balance:  # the payment is good
+            headers = {"PAYMENT-SIGNATURE": till.payments[-1].v2()}
+            assert (await till.ask(way.path, headers)).status == 200
+            assert await till.ended(way) == split(way, 3)
+    else:
+        assert ended.is_set()
+        assert await till.ended(way) == split(way, FIXED)
+        again = await till.ask(way.path, {"PAYMENT-SIGNATURE": till.payments[-1].v2()})
+        assert (again.body, again.header("payment-replayed"), till.playing.runs) == (b'"goods"', "true", 1)
+
+
+async def test_H02_unless_its_upstream_has_reported_use(till: Till, way: Way) -> None:
+    if not (way.balance or way.metered):
+        return
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["x402kit"].report(cost="$0.000123")
+        gone.set()
+        await forever()
+
+    await leave_when(till, way, app, gone)
+    assert await till.ended(way) == split(way, 123)
+    if not way.balance:
+        again = await till.ask(way.path, {"PAYMENT-SIGNATURE": till.payments[-1].v2()})
+        said = decode_header(again.header("payment-response"))["extensions"]["x402kit"]
+        assert (again.status, said["charged"], till.playing.runs) == (200, "123", 1)
+
+
+async def test_H02_a_body_that_the_app_reads_is_no_hindrance(till: Till) -> None:
+    """The price did not read it; from its end on the caller's leaving is heard."""
+    ready = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["body"] == b'{"a": 1}'
+        ready.set()
+        await forever()
+
+    till.playing.app = app
+    await ask(
+        till.app, "POST", "/fixed", [*till.proof().items(), ("content-length", "8")], json_body={"a": 1}, leave=ready
+    )
+    assert till.playing.cancelled == 1
+    assert await till.ended(WAYS[2]) == Ended(0, FIXED, False)
+
+
+async def test_H02_an_app_that_swallows_its_cancellation_gives_and_takes_nothing(till: Till) -> None:
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        gone.set()
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            await reply(send, b'{"usage": {"completion_tokens": 5, "prompt_tokens": 0}}')
+
+    way = WAYS[2]
+    answer = await leave_when(till, way, app, gone)
+    assert answer.status == 0
+    assert await till.ended(way) == split(way, 0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_H02_a_cancellation_that_is_not_ours_is_still_heard(till: Till, way: Way) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await forever()
+
+    till.playing.app = app
+    request = asyncio.create_task(till.buy(way))
+    await till.playing.began.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert await till.ended(way) == (split(way, 0) if way.balance else Ended(0, 0, open=True))
+
+
+async def test_H02_both_at_once(till: Till) -> None:
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await forever()
+        finally:
+            request.cancel()
+
+    request = asyncio.create_task(leave_when(till, WAYS[3], app, gone))
+    await till.playing.began.wait()
+    gone.set()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert await till.ended(WAYS[3]) == split(WAYS[3], 0)
+
+
+# --- H03
+
+
+async def test_H03_who_leaves_midway_pays_what_is_stated_in_the_end(till: Till, way: Way) -> None:
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, TEXT)
+        gone.set()
+        await asyncio.sleep(0.02)
+        await send(part(TEXT))
+        await send(part(usage(77) + DONE, more=False))
+
+    answer = await leave_when(till, way, app, gone)
+    assert answer.chunks[0] == TEXT
+    assert await till.ended(way) == split(way, 77 if way.metered else FIXED)
+
+
+@pytest.mark.parametrize("deaf", [False, True], ids=["cancelled", "swallows"])
+async def test_H03_or_an_estimate_below_the_reserve_after_a_while(
+    till: Till, way: Way, deaf: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "RUN_ON_SECONDS", 0.1)
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, TEXT, TEXT)
+        gone.set()
+        if not way.balance and not way.metered:  # hears it by receiving
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            if not deaf:
+                raise
+            await send(part(TEXT, more=False))
+
+    await leave_when(till, way, app, gone)
+    ended = await till.ended(way)
+    prompt = -(-len(json.dumps(body_for("/metered"))) // 3)
+    assert ended == split(way, ended.charged)
+    assert ended.charged == FIXED if not way.metered else prompt < ended.charged < prompt + 20
+
+
+async def test_H03_a_fixed_price_is_not_waited_for_when_nobody_wants_the_rest(tmp_path: Path) -> None:
+    """From a balance, without a key, and without a bill: nothing is kept and nothing is to be known."""
+    async with opened(str(tmp_path / "payments.db")) as till:
+        await till.credit(START)
+        gone = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await stream(send, TEXT)
+            gone.set()
+            await forever()
+
+        async with asyncio.timeout(2):
+            await leave_when(till, WAYS[2], app, gone)
+        assert await till.ended(WAYS[2]) == split(WAYS[2], FIXED)
+
+
+async def test_H03_who_leaves_while_the_end_is_written_down_is_served(till: Till, way: Way) -> None:
+    """Nothing is cut any more, and nothing is given back."""
+    store: Any = till.store
+    gone = asyncio.Event()
+    for name in ("capture", "move"):
+
+        def slow(method: Any) -> Any:
+            async def slowly(*arguments: Any, **named: Any) -> Any:
+                if arguments[1] == "serve" or method.__name__ == "capture":
+                    gone.set()
+                    await asyncio.sleep(0.05)
+                return await method(*arguments, **named)
+
+            return slowly
+
+        setattr(store, name, slow(getattr(store, name)))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, json.dumps({"usage": use(9)}).encode())
+
+    await leave_when(till, way, app, gone)
+    assert await till.ended(way) == split(way, 9 if way.metered else FIXED)
+    assert till.playing.cancelled == 0
+
+
+# --- H04, H05, H10
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_H04_a_usage_of_zero_is_zero(till: Till, way: Way, streamed: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if streamed:
+            await stream(send, TEXT)
+            await send(part(usage(0) + DONE, more=False))
+        else:
+            await reply(send, json.dumps({"usage": use(0)}).encode())
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert answer.status == 200
+    assert await till.ended(way) == split(way, 0 if way.metered else FIXED)
+
+
+FAKED = event({"choices": [{"delta": {"content": 'data: {"usage": {"completion_tokens": 1, "prompt_tokens": 0}}'}}]})
+ODD = {
+    "missing": (TEXT * 20, DONE),
+    "faked": (TEXT * 20, FAKED, DONE),
+    "in a comment": (TEXT * 20, b': {"usage": {"completion_tokens": 1, "prompt_tokens": 0}}\n\n', DONE),
+    "truncated": (TEXT * 20, usage(1)[:-20]),
+    "before more text": (usage(1), TEXT * 20, DONE),
+    "absurd": (TEXT * 20, usage(-1), DONE),
+}
+
+
+@pytest.mark.parametrize("parts", ODD.values(), ids=ODD)
+async def test_H05_what_is_no_sound_usage_is_estimated(till: Till, way: Way, parts: tuple[bytes, ...]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, *parts[:-1])
+        await send(part(parts[-1], more=False))
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert answer.body.startswith(TEXT) or parts[0] == usage(1)
+    charged = (await till.ended(way)).charged
+    assert charged == FIXED if not way.metered else 20 < charged < paid_for(way)
+
+
+async def test_H05_of_two_the_last_and_in_pieces_of_any_length(till: Till, way: Way) -> None:
+    whole = TEXT + usage(500) + TEXT + usage(40) + DONE
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, *[whole[at : at + 7] for at in range(0, len(whole), 7)])
+        await send(part(b"", more=False))
+
+    till.playing.app = app
+    await till.buy(way)
+    assert await till.ended(way) == split(way, 40 if way.metered else FIXED)
+
+
+async def test_H05_the_app_is_not_asked_for_a_compressed_answer_and_one_has_no_usage(till: Till, way: Way) -> None:
+    packed = gzip.compress(json.dumps({"usage": use(1)}).encode())
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend(value for name, value in scope["headers"] if name == b"accept-encoding")
+        headers = [(b"content-type", b"application/json"), (b"content-encoding", b"gzip")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(part(packed, more=False))
+
+    till.playing.app = app
+    headers = {**await till.credentials(way), "Accept-Encoding": "gzip"}
+    answer = await till.ask(way.path, headers)
+    assert (answer.body, seen) == (packed, [])
+    charged = (await till.ended(way)).charged
+    assert charged == FIXED if not way.metered else charged > 1
+
+
+async def test_H10_hidden_reasoning_is_bounded_by_the_reserve_and_shown(till: Till, way: Way) -> None:
+    used = use(5000, completion_tokens_details={"reasoning_tokens": 4900})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, json.dumps({"usage": used}).encode())
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert await till.ended(way) == split(way, paid_for(way))
+    bill = answer.json()["usage"][BILL]
+    if way.metered:
+        assert bill["tokens"] == {"input": 0, "cached": 0, "cache_write": 0, "output": 5000, "reasoning": 4900}
+    assert bill["charged_usdc"] == bill["reserved_usdc"]
+
+
+# --- H06
+
+
+async def test_H06_a_stream_that_stalls_is_ended_and_its_reserve_closed(till: Till, way: Way) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, TEXT, TEXT)
+        await forever()
+
+    till.playing.app = app
+    async with asyncio.timeout(5):
+        answer = await till.buy(way)
+    assert till.playing.cancelled == 1
+    assert answer.complete
+    assert answer.body.startswith(TEXT + TEXT + b"\n\nevent: error\ndata: ")
+    ended = await till.ended(way)
+    if way.metered:
+        assert 0 < ended.charged < 100
+        assert ended == split(way, ended.charged)
+        said = json.loads(answer.body.split(b"event: error\ndata: ")[1])["error"]
+        assert said["billing"]["charged_usdc"] == f"0.{ended.charged:06}"
+    else:
+        assert ended == (split(way, 0) if way.balance else Ended(0, 0, open=True))
+
+
+async def test_H06_pauses_below_the_limit_are_none(till: Till, way: Way) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, TEXT)
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            await send(part(TEXT))
+        await send(part(usage(6) + DONE, more=False))
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert answer.body.count(TEXT) == 6
+    assert await till.ended(way) == split(way, 6 if way.metered else FIXED)
+
+
+@pytest.mark.parametrize("way", WAYS[1:], ids=str)
+async def test_H06_a_handler_that_never_begins_is_ended_too(tmp_path: Path, way: Way) -> None:
+    async with opened(str(tmp_path / "payments.db"), route={"start_seconds": 0.2}) as till:
+        await till.credit(START)
+        till.playing.app = lambda scope, receive, send: forever()
+        async with asyncio.timeout(5):
+            answer = await till.buy(way)
+        assert (answer.status, till.playing.cancelled) == (500, 1)
+        assert await till.ended(way) == (split(way, 0) if way.balance else Ended(0, 0, open=True))
+
+
+def test_H06_a_caller_who_does_not_read_has_left_and_pays(tmp_path: Path) -> None:
+    """Else the last bytes, unread, would make all the others free."""
+    import socket
+    import time
+
+    chunk = b"x" * 65_536
+    given: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, kind=b"application/octet-stream")
+        for number in range(2000):
+            await send(part(chunk))
+            given.append(number)
+        await send(part(b"", more=False))
+
+    till = make(str(tmp_path / "payments.db"), route={"stall_seconds": 0.3})
+    till.playing.app = app
+    with serving(till.app) as url:
+        headers = run(till, WAYS[2], url)
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as line:
+            proof = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            line.sendall(f"POST /fixed HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{proof}\r\n".encode())
+            assert line.recv(12) == b"HTTP/1.1 200"
+            end = time.monotonic() + 10
+            while till.playing.cancelled == 0:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            assert 0 < len(given) < 2000
+            headers = till.proof()
+            while True:
+                answer = httpx.get(f"{url}/v1/x402/balance/{till.wallet.address}", headers=headers, trust_env=False)
+                if answer.json()["held_usdc"] == "0.000000" or time.monotonic() > end:
+                    break
+                time.sleep(0.02)
+    assert (answer.json()["balance_usdc"], answer.json()["held_usdc"]) == ("0.090000", "0.000000")
+
+
+# --- H07, H08
+
+
+@pytest.mark.parametrize("stated", [False, True], ids=["estimated", "stated"])
+async def test_H07_a_handler_that_breaks_off_is_paid_for_what_it_gave(till: Till, way: Way, stated: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, TEXT, TEXT, *([usage(33)] if stated else []))
+        raise RuntimeError("broke")
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert answer.complete
+    assert answer.raised is None
+    ended = await till.ended(way)
+    if way.metered:
+        assert ended.charged == 33 if stated else 0 < ended.charged < 100
+        assert ended == split(way, ended.charged)
+        assert (b'"usage"' in answer.body) == stated  # what was held back goes out all the same
+    else:
+        assert ended == (split(way, 0) if way.balance else Ended(0, 0, open=True))
+    said = json.loads(answer.body.split(b"event: error\ndata: ")[1])["error"]
+    assert said["code"] == "stream_failed"
+    if way.balance or way.metered:
+        assert said["billing"]["charged_usdc"] == f"{ended.charged / 1e6:.6f}"
+
+
+async def test_H07_what_is_no_event_stream_is_cut_off(till: Till, way: Way) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, b"some text", kind=b"text/plain")
+        raise RuntimeError("broke")
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert (answer.complete, repr(answer.raised)) == (False, "RuntimeError('broke')")
+    charged = (await till.ended(way)).charged
+    assert 0 < charged < 100 if way.metered else charged == 0
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["nothing", "a head"])
+async def test_H08_a_handler_that_fails_before_its_headers_costs_nothing(till: Till, way: Way, begun: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["x402kit"].report(cost="$0.001")
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("broke")
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert answer.status == 500
+    if way.balance:
+        assert await till.ended(way) == split(way, 0)
+        assert (await till.balance()).available == START
+        return
+    assert answer.receipt.success
+    assert answer.header("payment-outcome") == "settled-unserved"
+    assert await till.ended(way) == Ended(0, 0, open=True)
+    till.playing.app = lambda scope, receive, send: reply(
+        send, b'{"usage": {"completion_tokens": 1, "prompt_tokens": 1}}'
+    )
+    again = await till.ask(way.path, {"PAYMENT-SIGNATURE": till.payments[-1].v2()})
+    assert again.status == 200
+    assert await till.ended(way) == split(way, 2 if way.metered else FIXED)
+
+
+# --- H09
+
+CHARGED = (200, 201, 202, 204, 206, 301, 302, 304, 307)
+UNCHARGED = (400, 401, 404, 409, 422, 429, 500, 502, 503)
+
+
+@pytest.mark.parametrize("status", CHARGED)
+async def test_H09_these_statuses_are_charged_for(till: Till, way: Way, status: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["x402kit"].report({"output": 12})
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send(part(b"", more=False))
+
+    till.playing.app = app
+    assert (await till.buy(way)).status == status
+    assert await till.ended(way) == split(way, 12 if way.metered else FIXED)
+
+
+@pytest.mark.parametrize("status", UNCHARGED)
+async def test_H09_and_these_are_not(till: Till, way: Way, status: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["x402kit"].report({"output": 12})
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send(part(b"why", more=False))
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert (answer.status, answer.body) == (status, b"why")
+    assert await till.ended(way) == (split(way, 0) if way.balance else Ended(0, 0, open=True))
+    assert answer.header("payment-outcome") == ("" if way.balance else "settled-unserved")
+
+
+async def test_H09_an_uncharged_answer_streams_to_its_end_through_a_framework(
+    till: Till, way: Way, tmp_path: Path
+) -> None:
+    """Its sale is over with its head; its caller is still there."""
+
+    async def parts() -> AsyncGenerator[bytes]:
+        for _ in range(5):
+            yield b"no "
+            await asyncio.sleep(0.01)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await StreamingResponse(parts(), 429)(scope, receive, send)
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert (answer.status, answer.body, answer.complete) == (429, b"no " * 5, True)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+async def test_H09_head_has_the_length_that_its_get_would_have(till: Till, method: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = b"" if scope["method"] == "HEAD" else b'{"a":1}'
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"7")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(part(body, more=False))
+
+    till.playing.app = app
+    answer = await ask(till.app, method, "/fixed", till.proof())
+    if method == "HEAD":
+        assert answer.header("content-length") == "7"
+    else:
+        assert int(answer.header("content-length")) == len(answer.body) > 7
+        assert answer.json()["usage"][BILL]["charged_usdc"] == "0.010000"
+
+
+async def test_H09_a_file_is_charged_and_has_no_bill(till: Till, way: Way, tmp_path: Path) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.pathsend", "path": str(tmp_path)})
+
+    till.playing.app = app
+    sent: list[Message] = []
+    credentials = await till.credentials(way)
+
+    async def receive() -> Message:
+        if not sent:
+            sent.append({})
+            return {"type": "http.request", "body": json.dumps(body_for(way.path)).encode(), "more_body": False}
+        await forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    from tests.support.asking import make_scope
+
+    await till.app(make_scope("POST", way.path, credentials), receive, send)
+    assert sent[-1] == {"type": "http.response.pathsend", "path": str(tmp_path)}
+    assert (await till.ended(way)).open is False
+
+
+# --- the same through frameworks
+
+
+class Passing(BaseHTTPMiddleware):
+    """Makes a stream of every answer, and calls ``receive`` beside it."""
+
+    async def dispatch(self, request: Request, call_next: Any) -> Response:
+        made: Response = await call_next(request)
+        return made
+
+
+async def test_H01_a_json_answer_that_a_middleware_takes_apart_has_its_bill(tmp_path: Path, way: Way) -> None:
+    till = make(str(tmp_path / "payments.db"))
+    await till.credit(START)
+
+    async def goods(request: Request) -> Response:
+        await request.json()
+        return JSONResponse({"goods": 1, "usage": use(21)})
+
+    routes = [Route(path, goods, methods=["POST"]) for path in ("/fixed", "/metered")]
+    inner = Starlette(routes=routes, middleware=[Middleware(Passing)])
+    options = {"report_usage": True}
+    from x402kit.pricing import Tokens
+
+    prices = {
+        "/fixed": {"price": "$0.01", **options},
+        "/metered": {"price": Tokens(input="$1/M", output="$1/M"), **options},
+    }
+    till.app = till.paywall.protect(inner, prices)
+    answer = await till.buy(way)
+    assert answer.json()["usage"][BILL]["charged_usdc"] == ("0.000021" if way.metered else "0.010000")
+    assert int(answer.header("content-length")) == len(answer.body)
+    await till.paywall.stop()
