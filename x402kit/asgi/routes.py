@@ -137,10 +137,11 @@ def find_mounted(app: Any, kind: type[M], prefix: str = "") -> Iterator[tuple[st
     """The apps of a kind that are mounted in ``app``, with their paths; mounts with parameters are passed over."""
     router = _inner(app)
     for route in _flat(router) if router is not None else ():
-        if not isinstance(route, Mount) or "{" in route.path:
+        mount = getattr(route, "_effective_route", route)
+        if not isinstance(mount, Mount) or "{" in route.path:
             continue
         path = prefix + route.path
-        inner: Any = getattr(route, "_base_app", route.app)  # without the mount's own middleware
+        inner: Any = getattr(mount, "_base_app", mount.app)  # without the mount's own middleware
         if isinstance(inner, kind):
             yield path, inner
         else:
