@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -393,6 +398,44 @@ def test_M03_the_key_outlives_the_process(shop: PrepaidShop, tmp_path: Path) -> 
     shop.seen.clear()
     assert info_of(call(again, "httpx", shop.url + "/goods")).replayed
     assert shop.runs["goods"] == 1
+
+
+CRASHING = """
+import sys
+from tests.support.clients import client_of, payer
+from x402kit.client import Limits
+url, path = sys.argv[1:]
+with client_of(payer(journal=path, balance="first", limits=Limits(hosts=["127.0.0.1"])), "httpx") as client:
+    client.post(url, content=b"hi")
+"""
+
+
+def test_M03_a_killed_processs_call_goes_on_in_the_next_one_and_a_live_ones_is_its_own(
+    shop: PrepaidShop, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal.db"
+    paying = prepaid(shop, journal=journal)
+    shop.faults["/goods"] = ["stall"]
+    arguments = [sys.executable, "-c", CRASHING, shop.url + "/goods", str(journal)]
+    with subprocess.Popen(arguments, cwd=Path(__file__).parent.parent) as process:
+        assert shop.stalled.wait(30)
+        assert not info_of(call(paying, "httpx", shop.url + "/goods")).replayed
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    assert [row.state for row in paying.balance_calls()] == ["sent", "answered"]
+    assert info_of(call(paying, "httpx", shop.url + "/goods")).replayed
+    assert (shop.runs["goods"], len(keys(shop.seen)), balance_at(shop, paying)) == (2, 2, 980_000)
+
+
+def test_a_journal_of_the_version_before_is_gone_on_with(shop: PrepaidShop, tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    paying = prepaid(shop, journal=path)
+    paying.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE calls")
+    again = prepaid(shop, amount="", journal=path)
+    assert call(again, "httpx", shop.url + "/goods").status_code == 200
+    assert ([row.amount for row in again.payments()], len(again.balance_calls())) == ([1_000_000], 1)
 
 
 def test_an_open_call_that_is_given_up_is_not_used_again(shop: PrepaidShop) -> None:

@@ -70,6 +70,7 @@ class PrepaidShop:
     runs: Counter[str] = field(default_factory=Counter[str])
     faults: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict[str, list[Any]](list))
     failing: int = 0
+    stalled: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -114,6 +115,7 @@ class PrepaidShop:
 
         await self.app(scope, receive, keep)
         if fault == "stall":
+            self.stalled.set()
             await asyncio.to_thread(self.released.wait, 30)
         elif fault == "break":
             await send({**whole[0], "headers": [*whole[0]["headers"], (b"x-broken", b"1")]})
