@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, close_shared, shared
 from tests.support.stores import place as place
-from x402kit.devnet import EvmDevnet
+from x402kit.devnet import EvmDevnet, SvmDevnet
 
 
 @pytest.fixture(scope="session")
@@ -36,14 +36,28 @@ def own_chain() -> Iterator[EvmDevnet]:
         yield chain
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _servers() -> Iterator[None]:
+    yield
+    close_shared()
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
+def svm() -> Iterator[SvmDevnet]:
+    """One Solana for each test process, with a block every 50 ms. What a test does to it stays."""
+    with SvmDevnet(slot_ms=50) as chain:
+        yield chain
+
+
+@pytest.fixture(scope="session")
+def postgres() -> PostgresServer:
     """One PostgreSQL for each test process."""
-    with PostgresServer() as server:
-        yield server
+    return shared()
 
 
 @pytest.fixture
-def database(postgres: PostgresServer) -> str:
+def database(postgres: PostgresServer) -> Iterator[str]:
     """A fresh PostgreSQL database, as the address of it."""
-    return postgres.create()
+    made = postgres.create()
+    yield made
+    postgres.drop(made)

@@ -25,7 +25,7 @@ from typing import Any, Self, TypedDict
 import psycopg
 from psycopg import sql
 
-__all__ = ["PostgresServer", "query"]
+__all__ = ["PostgresServer", "close_shared", "query", "shared"]
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -145,6 +145,12 @@ class PostgresServer:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.dsn(name)
 
+    def drop(self, dsn: str) -> None:
+        """Remove a database, whoever is still connected."""
+        name = sql.Identifier(dsn.rpartition("/")[2])
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
     def replica(self) -> PostgresServer:
         """A standby that follows this one, as soon as it is started."""
         folder = _folder()
@@ -175,6 +181,18 @@ class PostgresServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+@functools.cache
+def shared() -> PostgresServer:
+    """The server of this test process; ``close_shared`` ends it."""
+    return PostgresServer().start()
+
+
+def close_shared() -> None:
+    if shared.cache_info().currsize:
+        shared().remove()
+        shared.cache_clear()
 
 
 def query(dsn: str, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+from tests.support.postgres import shared
 from x402kit.ledger.port import Store
+from x402kit.ledger.postgres import PostgresStore
 from x402kit.ledger.sqlite import SQLiteStore
 
 __all__ = ["PLACES", "Place", "open_store", "place"]
@@ -26,6 +29,8 @@ __all__ = ["PLACES", "Place", "open_store", "place"]
 
 def open_store(address: str, **options: Any) -> Store:
     """A store at an address, not yet started."""
+    if address.startswith("postgresql:"):
+        return PostgresStore(address, **options)
     return SQLiteStore(address, **options)
 
 
@@ -55,7 +60,21 @@ def _sqlite() -> Generator[Place]:
     shutil.rmtree(folder)
 
 
-PLACES: dict[str, Callable[[], AbstractContextManager[Place]]] = {"sqlite": _sqlite}
+@contextlib.contextmanager
+def _postgres() -> Generator[Place]:
+    made = shared().create()
+
+    def run(sql: str) -> list[Any]:
+        # Its tables are in a schema of their own.
+        with psycopg.connect(made, autocommit=True, options="-c search_path=x402kit") as connection:
+            cursor = connection.execute(sql.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    yield Place(made, run)
+    shared().drop(made)
+
+
+PLACES: dict[str, Callable[[], AbstractContextManager[Place]]] = {"postgres": _postgres, "sqlite": _sqlite}
 
 
 @pytest.fixture(params=sorted(PLACES))

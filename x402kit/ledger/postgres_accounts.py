@@ -45,7 +45,7 @@ class Accounts(Claims):
     async def deposit(self, account: Account, amount: int, key: str, *, reference: str = "") -> Entry:
         checked(amount)
         values = {**books(account), "amount": amount, "key": key, "reference": reference}
-        rows, _ = await self._write(_DEPOSIT, values, of=account.owner, account=account)
+        rows, _ = await self._write(_DEPOSIT, values, of=account.owner, account=account, creates=True)
         if rows:
             return Entry._make(rows[0])
         found = await self.entry(f"deposit:{key}")

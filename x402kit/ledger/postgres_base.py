@@ -44,6 +44,8 @@ _CONFIGURE: Final = (
     " JOIN pg_settings USING (name) WHERE name <> 'synchronous_commit' OR setting = 'off'"
 )
 
+_UNLIMITED: Final = "SELECT set_config('statement_timeout', '0', true), set_config('enable_seqscan', 'on', true)"
+
 _Held = dict[tuple[str, str], Account | None]
 """What this process works on: who, the row's id, and the account of a hold."""
 
@@ -131,7 +133,7 @@ class Base:
             kwargs={**self._conninfo, "autocommit": True},
             connection_class=psycopg.AsyncConnection[TupleRow],
             min_size=1,
-            max_size=self._lane_count + 1,
+            max_size=self._lane_count + 2,
             timeout=self._busy,
             reconnect_timeout=self._busy,
             max_lifetime=1800,
@@ -192,12 +194,19 @@ class Base:
         return self._pool
 
     def _write(
-        self, sql: str, values: Mapping[str, Any], *, of: str, account: Account | None = None, order: str = ""
+        self,
+        sql: str,
+        values: Mapping[str, Any],
+        *,
+        of: str,
+        account: Account | None = None,
+        creates: bool = False,
+        order: str = "",
     ) -> asyncio.Future[Rows]:
-        """Queue a move. What has the same ``of`` goes in order; ``account`` is locked before it runs."""
+        """Queue a move. What has the same ``of`` goes in order; the rest is as in ``Lane.submit``."""
         self._open()
         lane = self._lanes[crc32(of.encode()) % self._lane_count]
-        return lane.submit(sql, values, account, order)
+        return lane.submit(sql, values, account, creates=creates, order=order)
 
     async def _read(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
         self._open()
@@ -205,19 +214,17 @@ class Base:
         return (await self._reads.submit(sql, values)).rows
 
     @contextlib.asynccontextmanager
-    async def _aside(self) -> AsyncGenerator[psycopg.AsyncConnection[TupleRow]]:
-        """A connection of its own, without limits of time: for what the operator asks, not a payer."""
-        self._open()
+    async def _aside(self, isolation: str = "") -> AsyncGenerator[psycopg.AsyncConnection[TupleRow]]:
+        """A transaction without limits of time: for what the operator asks, not a payer."""
+        pool = self._open()
         try:
-            connection = await psycopg.AsyncConnection.connect(**self._conninfo)
-        except psycopg.Error as e:
+            async with pool.connection(self._busy) as connection, connection.transaction(), connection.pipeline():
+                if isolation:
+                    await connection.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
+                await connection.execute(_UNLIMITED)
+                yield connection
+        except (psycopg.Error, PoolTimeout) as e:
             raise unavailable(e) from None
-        try:
-            yield connection
-        except psycopg.Error as e:
-            raise unavailable(e) from None
-        finally:
-            await connection.close()
 
     async def secret(self) -> bytes:
         """32 random bytes, made once and shared by all processes of this store."""

@@ -1,7 +1,7 @@
 """What waits together goes to PostgreSQL in one round trip and one transaction: a pipeline with one commit.
 
-A batch is one implicit transaction of the pipeline, so its moves share one flush of the log. It first locks its
-accounts in the order of their keys: two processes never wait for each other in a circle, and each move of the batch
+A batch is one implicit transaction of the pipeline, so its moves share one flush of the log. It first makes and locks
+its accounts in the order of their keys: two processes never wait for each other in a circle, and each move of the batch
 sees all that was committed on its account before (a statement's snapshot is taken when it starts). Each move is one
 statement with its guards in WHERE: without the lock it would still be safe, only refused by a unique key at times.
 
@@ -33,6 +33,10 @@ _MOST: Final = 128
 _ALONE: Final = 5
 """Tries of a move that lost a race with another machine: a deadlock, a key that was written at the same moment."""
 _RACES: Final = (errors.DeadlockDetected, errors.SerializationFailure, errors.UniqueViolation)
+_CREATE: Final = (
+    "INSERT INTO x402kit.accounts (owner, asset, available) SELECT owner, asset, 0 FROM unnest(%s::text[], %s::text[])"
+    " AS new (owner, asset) ORDER BY owner, asset ON CONFLICT DO NOTHING"
+)
 _LOCK: Final = (
     "SELECT 1 FROM x402kit.accounts WHERE (owner, asset) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
     " ORDER BY owner, asset FOR UPDATE"
@@ -50,6 +54,7 @@ class _Item(NamedTuple):
     sql: str
     values: Mapping[str, Any]
     account: Account | None
+    creates: bool
     order: str
     future: asyncio.Future[Rows]
 
@@ -75,11 +80,20 @@ class Lane:
         self._task: asyncio.Task[None] | None = None
 
     def submit(
-        self, sql: str, values: Mapping[str, Any], account: Account | None = None, order: str = ""
+        self,
+        sql: str,
+        values: Mapping[str, Any],
+        account: Account | None = None,
+        *,
+        creates: bool = False,
+        order: str = "",
     ) -> asyncio.Future[Rows]:
-        """Queue a statement; its future is done after the commit that holds it. ``account`` is locked before."""
+        """Queue a statement; its future is done after the commit that holds it.
+
+        ``account`` is locked before; ``creates`` where it may be new. ``order`` is the row that else is locked.
+        """
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Item(sql, values, account, order, future))
+        self._queue.append(_Item(sql, values, account, creates, order, future))
         if self._task is None:
             # The task starts once the loop has run all that is ready, so that they go together.
             self._task = asyncio.create_task(self._run(), name="x402kit-store")
@@ -105,7 +119,7 @@ class Lane:
 
     async def _execute(self, batch: list[_Item]) -> bool:
         """Run a batch and answer it. False when the database is out of reach."""
-        batch.sort(key=lambda item: (item.order, item.account or ()))
+        batch.sort(key=lambda item: item.order)
         lost: BaseException | None = None
         for again in (False, True):
             try:
@@ -171,11 +185,13 @@ class Lane:
 
 async def _pipelined(connection: Connection, batch: list[_Item]) -> list[list[tuple[Any, ...]]]:
     accounts = sorted({item.account for item in batch if item.account is not None})
+    new = sorted({item.account for item in batch if item.account is not None and item.creates})
     cursors: list[psycopg.AsyncCursor[TupleRow]] = []
     async with connection.pipeline() as pipeline:
-        if accounts:
-            owners, assets = zip(*accounts, strict=True)
-            await connection.cursor().execute(_LOCK, (list(owners), list(assets)), prepare=True)
+        for sql, these in ((_CREATE, new), (_LOCK, accounts)):
+            if these:
+                owners, assets = zip(*these, strict=True)
+                await connection.cursor().execute(sql.encode(), (list(owners), list(assets)), prepare=True)
         for item in batch:
             cursor = connection.cursor()
             await cursor.execute(item.sql.encode(), item.values, prepare=True)

@@ -99,7 +99,7 @@ _FAULTS_MAX: Final = 100
 """Of each kind: books that are all wrong must still be told in a screen."""
 _REBUILD: Final = (
     "INSERT INTO x402kit.accounts (owner, asset, available, held, seq) SELECT owner, asset, sum(available), sum(held),"
-    " max(id) FROM x402kit.entries GROUP BY owner, asset"
+    " max(id) FROM x402kit.entries GROUP BY owner, asset RETURNING 1"
 )
 _SUMMED: Final = ("external", "available", "held", "revenue", "suspense")
 _TOTALS: Final = {
@@ -109,7 +109,8 @@ _TOTALS: Final = {
         " FROM x402kit.payouts WHERE state IN ('claimed', 'sent', 'unknown') GROUP BY 1"
     ),
 }
-_AT_ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_LOG: Final = f"SELECT asset, {', '.join(f'sum({name})' for name in _SUMMED)} FROM x402kit.entries GROUP BY asset"
+_AT_ONE_MOMENT: Final = "REPEATABLE READ READ ONLY"
 
 
 class Books(Base):
@@ -117,11 +118,10 @@ class Books(Base):
 
     async def verify(self) -> list[Fault]:
         faults: list[Fault] = []
-        async with self._aside() as connection:
-            await connection.execute(_AT_ONE_MOMENT)
-            for what, sql in _CHECKS.items():
-                rows = await connection.execute(f"{sql} LIMIT {_FAULTS_MAX}".encode())
-                async for owner, asset, expected, found in rows:
+        async with self._aside(_AT_ONE_MOMENT) as connection:
+            asked = [(what, await _ask(connection, f"{sql} LIMIT {_FAULTS_MAX}")) for what, sql in _CHECKS.items()]
+            for what, rows in asked:
+                for owner, asset, expected, found in await rows.fetchall():
                     faults.append(Fault(what, owner, asset, int(expected), int(found)))
         return faults
 
@@ -130,23 +130,22 @@ class Books(Base):
             # Nobody moves money meanwhile; who reads a balance is not kept waiting until the old ones are deleted.
             await connection.execute("LOCK TABLE x402kit.accounts IN EXCLUSIVE MODE")
             await connection.execute("DELETE FROM x402kit.accounts")
-            made = await connection.execute(_REBUILD)
-            await connection.commit()
-            return int(made.rowcount)
+            return len(await (await _ask(connection, _REBUILD)).fetchall())
 
     async def totals(self) -> dict[str, dict[str, int]]:
         made: dict[str, dict[str, int]] = {}
-        async with self._aside() as connection:
-            await connection.execute(_AT_ONE_MOMENT)
-            log = f"SELECT asset, {', '.join(f'sum({name})' for name in _SUMMED)} FROM x402kit.entries GROUP BY asset"
-            for asset, *sums in await _all(connection, log):
+        async with self._aside(_AT_ONE_MOMENT) as connection:
+            log = await _ask(connection, _LOG)
+            open_sums = {name: await _ask(connection, sql) for name, sql in _TOTALS.items()}
+            for asset, *sums in await log.fetchall():
                 made[asset] = {name: int(value) for name, value in zip(_SUMMED, sums, strict=True)}
                 made[asset] |= dict.fromkeys(_TOTALS, 0)
-            for name, sql in _TOTALS.items():
-                for asset, total in await _all(connection, sql):
+            for name, rows in open_sums.items():
+                for asset, total in await rows.fetchall():
                     made[asset][name] = int(total)
         return made
 
 
-async def _all(connection: psycopg.AsyncConnection[TupleRow], sql: str) -> list[TupleRow]:
-    return await (await connection.execute(sql.encode())).fetchall()
+async def _ask(connection: psycopg.AsyncConnection[TupleRow], sql: str) -> psycopg.AsyncCursor[TupleRow]:
+    """Send a statement in the connection's pipeline; its rows come when they are fetched."""
+    return await connection.execute(sql.encode(), prepare=True)

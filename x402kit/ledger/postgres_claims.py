@@ -232,7 +232,9 @@ class Claims(Base):
             sql = book_sql(table, move, names, owned)
         values = {**columns, **books(account), "_id": payment_id, "_owner": owner}
         try:
-            rows, again = await self._write(sql, values, of=payment_id, account=account, order=payment_id)
+            rows, again = await self._write(
+                sql, values, of=payment_id, account=account, creates=account is not None, order=payment_id
+            )
         finally:
             if ends and owner is not None:
                 # Done or not: whoever asked works on it no more, and its lease must be able to end.
@@ -258,13 +260,14 @@ class Claims(Base):
         values |= {f"hold_{name}": value for name, value in hold._asdict().items()}
         sql = _serve_held_sql(tuple(columns))
         try:
-            rows, again = await self._write(sql, values, of=payment_id, account=account, order=payment_id)
+            rows, again = await self._write(sql, values, of=payment_id, account=account, creates=True, order=payment_id)
         finally:
             self._let_go("claims", payment_id, owner)
         if rows or (again and await self._made("claims", payment_id, "serve", owner, columns)):
             return True
-        if await self._read("SELECT 1 FROM x402kit.entries WHERE key = 'reserve:' || %(id)s", id=hold.id):
-            raise ValueError(f"the hold {hold.id!r} exists")
+        found = await self.get(payment_id)
+        if found is not None and (found.state, found.owner) == ("settled", owner):
+            raise ValueError(f"the hold {hold.id!r} exists, or is not the whole of the payment")
         return False
 
     async def write_off(self, payment_id: str) -> None:
