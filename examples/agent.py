@@ -1,23 +1,25 @@
-"""An agent with a budget: it pays for each call, stops when the money is used up, and says what it spent.
+"""An agent with a budget: it keeps a small balance at its seller, calls from it, and stops when the budget is used up.
 
-    X402KIT_EVM_KEY=0x… python examples/agent.py http://127.0.0.1:8000 [budget, e.g. '$0.05']
+    X402KIT_EVM_KEY=0x… python examples/agent.py http://127.0.0.1:8000 [budget a day, e.g. '$0.05']
 
 It calls examples/inference.py. What it signs is written down in agent.db first: killed and started again, it knows
-what it spent today, and a payment whose answer was lost is shown again instead of being made twice.
+what it paid today, and a payment or a call whose answer was lost is made again as the same one.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from decimal import Decimal
+from collections.abc import Callable, Iterator
 
 import httpx
 
-from x402kit.client import Limits, Payer, PayerError, Proposal, TooDear, payment_of
+from x402kit.client import BalanceTooLow, Limits, Payer, PayerError, Proposal, TooDear, payment_of
+from x402kit.money import format_units
 
 CITIES = ("Lisbon", "Rome", "Oslo", "Cairo", "Lima", "Quito")
+STEP = "0.01"
+"""So many dollars are put on the balance at a time: no more than that is ever left with the seller for nothing."""
 
 
 class Agent:
@@ -29,36 +31,42 @@ class Agent:
             limits=Limits(per_call="$0.02", per_day=budget),
             journal=journal,
             approve=self.approve,
+            balance="only",
             allow_insecure=base_url.startswith("http://127.0.0.1"),
         )
         self.client = httpx.Client(base_url=base_url, transport=self.payer.transport(), timeout=60)
-        self.spent = Decimal(0)
+        self.wallet = self.payer.wallet(f"{base_url}/v1/x402", self.client)
+        self.spent = 0
 
     def approve(self, proposal: Proposal) -> bool:
-        """Asked before each signature, when the limits allow it. This agent wants to pay one seller only."""
+        """Asked before each payment is signed, when the limits allow it. This agent wants to pay one seller only."""
         return proposal.url.startswith(str(self.client.base_url))
 
     def weather(self, city: str) -> str:
-        answer = self.client.get("/v1/weather", params={"city": city})
-        self.account(answer)
+        answer = self.call(lambda: self.client.get("/v1/weather", params={"city": city}))
         return f"{answer.json()['weather']} in {city}"
 
     def words(self, text: str) -> str:
         question = {"role": "user", "content": f"Put this into words: {text}"}
-        answer = self.client.post(
-            "/v1/chat/completions", json={"model": "demo", "messages": [question], "max_tokens": 40}
-        )
-        self.account(answer)
+        body = {"model": "demo", "messages": [question], "max_tokens": 40}
+        answer = self.call(lambda: self.client.post("/v1/chat/completions", json=body))
         return str(answer.json()["choices"][0]["message"]["content"])
 
-    def account(self, answer: httpx.Response) -> None:
-        """Every answer says what it cost, and where the money moved."""
+    def call(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """Make a call; where the balance is too low for it, a step of the budget goes there first."""
+        while True:
+            try:
+                answer = send()
+                break
+            except BalanceTooLow:
+                made = self.wallet.top_up(STEP)  # TooDear, when the day's budget is used up
+                print(f"  topped up ${dollars(made.credited)}, {made.transaction}")
         answer.raise_for_status()
         paid = payment_of(answer)
         if paid is not None:
-            dollars = Decimal(paid.amount).scaleb(-6)  # USDC has six decimals
-            self.spent += dollars
-            print(f"  paid ${dollars} for {answer.request.method} {answer.request.url.path}, {paid.transaction}")
+            self.spent += paid.amount
+            print(f"  ${dollars(paid.amount)} for {answer.request.method} {answer.request.url.path}")
+        return answer
 
     def run(self) -> Iterator[str]:
         for city in CITIES:
@@ -67,6 +75,11 @@ class Agent:
     def close(self) -> None:
         self.client.close()
         self.payer.close()
+
+
+def dollars(amount: int) -> str:
+    """Atomic units of USDC, which has six decimals."""
+    return format_units(amount, 6)
 
 
 def main() -> int:
@@ -82,9 +95,9 @@ def main() -> int:
         print(f"Stopped: {fault}")
         return 1
     finally:
-        open_payments = agent.payer.payments(only_open=True)
-        print(f"Spent ${agent.spent} in this run, {agent.payer.spent_today()} today, of {budget} a day.")
-        print(f"{len(open_payments)} payment(s) with an open outcome.")
+        doubtful = len(agent.payer.payments(only_open=True)) + len(agent.payer.balance_calls(only_open=True))
+        print(f"Calls of this run: ${dollars(agent.spent)}. Paid today: {agent.payer.spent_today()} of {budget}.")
+        print(f"{doubtful} payment(s) or call(s) with an open outcome.")
         agent.close()
     return 0
 

@@ -2,18 +2,28 @@
 
 import os
 import sys
+from urllib.parse import urljoin
 
 import httpx
 
 from x402kit.client import Limits, Payer, payment_of
 
+url = sys.argv[1]
 payer = Payer(
     evm_key=os.environ["X402KIT_EVM_KEY"],
     limits=Limits(per_call="$0.05", per_day="$5"),
+    balance="first",  # from the balance, where there is enough of it; else by a payment
     allow_insecure=True,  # for plain http on this machine; leave it out elsewhere
 )
 
 with httpx.Client(transport=payer.transport()) as client:
-    answer = client.get(sys.argv[1])
+    answer = client.get(url)  # a payment for this call
     print(answer.json())
     print(payment_of(answer))
+
+    wallet = payer.wallet(urljoin(url, "/v1/x402"), client)
+    wallet.top_up("1.00")  # one payment for many calls
+    answer = client.get(url)  # from the balance: no transaction, no gas
+    print(answer.json())
+    print(payment_of(answer))
+    print(wallet.balance())  # in atomic units: a millionth of a USDC

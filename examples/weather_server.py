@@ -5,7 +5,7 @@ import os
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from x402kit import Paywall
 from x402kit.networks import Base
@@ -15,7 +15,11 @@ base = Base(
     key=os.environ["X402KIT_EVM_KEY"],  # the wallet that sends the transfers and pays their gas
     rpc=os.environ["X402KIT_EVM_RPC_URL"],  # a node
 )
-paywall = Paywall(accepts=[base], ledger="payments.db")
+paywall = Paywall(
+    accepts=[base],
+    ledger="payments.db",
+    origin=os.environ.get("X402KIT_ORIGIN", "http://127.0.0.1:8000"),  # as callers write it
+)
 
 
 @paywall.paid("$0.01")
@@ -23,4 +27,11 @@ async def weather(request: Request) -> JSONResponse:
     return JSONResponse({"weather": "sunny"})
 
 
-app = paywall.protect(Starlette(routes=[Route("/weather", weather)]))
+app = paywall.protect(
+    Starlette(
+        routes=[
+            Route("/weather", weather),
+            Mount("/v1/x402", paywall.wallet_service()),  # prepaid balances
+        ]
+    )
+)

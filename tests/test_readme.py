@@ -36,6 +36,7 @@ def test_the_server_and_the_client_run_as_printed(chain: EvmDevnet, tmp_path: Pa
     seller, payer = chain.accounts[:2]
     port = free_port()
     env = dict(os.environ, X402KIT_EVM_RPC_URL=chain.rpc_url, X402KIT_EVM_PAY_TO=seller.address)
+    env["X402KIT_ORIGIN"] = f"http://127.0.0.1:{port}"  # as printed it is uvicorn's own port, 8000
     before = chain.balance_of(seller.address)
     server = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", "server:app", "--port", str(port), "--log-level", "warning"],
@@ -55,15 +56,20 @@ def test_the_server_and_the_client_run_as_printed(chain: EvmDevnet, tmp_path: Pa
     finally:
         server.terminate()
         server.wait(20)
-    assert "{'weather': 'sunny'}" in client.stdout
-    assert "0x" in client.stdout
-    assert chain.balance_of(seller.address) - before == 10_000
+    goods, payment, more_goods, call, balance = client.stdout.splitlines()
+    assert goods == more_goods == "{'weather': 'sunny'}"
+    assert "amount=10000" in payment
+    assert "source='payment'" in payment
+    assert "source='balance', reserved=10000, charged=10000, returned=0, balance=990000" in call
+    assert "available=990000, held=0" in balance
+    assert all("verified=True" in info for info in (payment, call))
+    assert chain.balance_of(seller.address) - before == 1_010_000
 
 
 def test_the_examples_are_the_readmes() -> None:
-    server, client = blocks()
-    assert server.strip() in (ROOT / "examples" / "weather_server.py").read_text()
-    assert client.strip() in (ROOT / "examples" / "weather_client.py").read_text()
+    """But for their docstrings, so that neither can drift from the other."""
+    for name, text in zip(("weather_server.py", "weather_client.py"), blocks(), strict=True):
+        assert (ROOT / "examples" / name).read_text().partition('"""\n\n')[2] == text
 
 
 def test_no_text_of_ours_installs_somebody_elses_package() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from tests.support.commands import environment
+from tests.support.serving import free_port
 from x402kit.devnet import EvmDevnet
 from x402kit.devnet.process import Server
 
@@ -30,11 +31,14 @@ def seller_of(chain: EvmDevnet, ledger: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def served(app: str, env: Mapping[str, str], *, cwd: Path | None = None) -> Generator[str]:
-    """The URL of ``uvicorn app``, while the block runs; it must end in good order."""
-    command = (sys.executable, "-m", "uvicorn", app, "--app-dir", str(ROOT), "--port", "0")
-    server = Server(command, ready="Uvicorn running on", env=environment(env), cwd=cwd)
+    """The URL of ``uvicorn app``, which knows it as its origin; it must end in good order after the block."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = (sys.executable, "-m", "uvicorn", app, "--app-dir", str(ROOT), "--port", str(port))
+    env = environment({"X402KIT_ORIGIN": url, **env})
+    server = Server(command, ready="Uvicorn running on", env=env, cwd=cwd)
     try:
-        yield next(word for word in server.announcement.split() if word.startswith("http://"))
+        yield url
     finally:
         server.terminate(10)
         said = server.said()
