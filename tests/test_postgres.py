@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from multiprocessing.queues import SimpleQueue
 from typing import Any
 
@@ -46,6 +47,16 @@ async def store(database: str) -> AsyncIterator[PostgresStore]:
     await made.start()
     yield made
     await made.close()
+
+
+@asynccontextmanager
+async def opened(dsn: str, **options: Any) -> AsyncGenerator[PostgresStore]:
+    store = PostgresStore(dsn, **options)
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 @pytest.fixture
@@ -243,35 +254,32 @@ async def _surely(ask: Callable[[], Any]) -> Any:
 
 async def test_J04_a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() -> None:
     with PostgresServer() as server:
-        store = PostgresStore(server.create(), lease_seconds=1, busy_seconds=1)
-        await store.start()
-        await store.deposit(ALICE, 1_000_000, "d")
-        spending = asyncio.create_task(_spend(store, 1500, 16))
-        for how in (signal.SIGQUIT, signal.SIGINT, signal.SIGKILL):
-            await asyncio.sleep(0.3)
-            await asyncio.to_thread(server.stop, how)
-            await asyncio.sleep(0.2)
-            await asyncio.to_thread(server.start)
-        assert await spending == 1500
-        assert await store.balance(ALICE) == (1_000_000 - 1500 * 60, 0)
-        assert await store.verify() == []
-        await store.close()
+        async with opened(server.create(), lease_seconds=1, busy_seconds=1) as store:
+            await store.deposit(ALICE, 1_000_000, "d")
+            spending = asyncio.create_task(_spend(store, 1500, 16))
+            for how in (signal.SIGQUIT, signal.SIGINT, signal.SIGKILL):
+                await asyncio.sleep(0.3)
+                await asyncio.to_thread(server.stop, how)
+                await asyncio.sleep(0.2)
+                await asyncio.to_thread(server.start)
+            assert await spending == 1500
+            assert await store.balance(ALICE) == (1_000_000 - 1500 * 60, 0)
+            assert await store.verify() == []
 
 
 async def test_J04_a_server_that_is_gone_is_503_within_a_bound() -> None:
     with PostgresServer() as server:
-        store = PostgresStore(server.create(), busy_seconds=0.5)
-        await store.start()
-        await store.claim(new_claim())
-        server.stop(signal.SIGQUIT)
-        started = time.monotonic()
-        asked = [store.claim(new_claim(str(n))) for n in range(300)]
-        made = await asyncio.gather(*asked, store.get("p"), return_exceptions=True)
-        assert time.monotonic() - started < 4
-        assert {type(one) for one in made} == {RailUnavailable}
-        server.start()
-        assert (await _surely(lambda: store.claim(new_claim(owner="b")))).owner == "a"
-        await store.close()
+        async with opened(server.create(), busy_seconds=0.5) as store:
+            await store.claim(new_claim())
+            await asyncio.to_thread(server.stop, signal.SIGQUIT)
+            started = time.monotonic()
+            asked = [store.claim(new_claim(str(n))) for n in range(300)]
+            made = await asyncio.gather(*asked, store.get("p"), return_exceptions=True)
+            assert time.monotonic() - started < 4
+            assert {type(one) for one in made} == {RailUnavailable}
+            await asyncio.to_thread(server.start)
+            found = await _surely(functools.partial(store.claim, new_claim(owner="b")))
+            assert found.owner == "a"
 
 
 async def test_J04_a_pool_without_a_connection_left_is_503_within_a_bound(store: PostgresStore) -> None:

@@ -217,6 +217,7 @@ class Base:
     async def _aside(self, isolation: str = "") -> AsyncGenerator[psycopg.AsyncConnection[TupleRow]]:
         """A transaction without limits of time: for what the operator asks, not a payer."""
         pool = self._open()
+        await pool.check()
         try:
             async with pool.connection(self._busy) as connection, connection.transaction(), connection.pipeline():
                 if isolation:

@@ -126,6 +126,7 @@ class Lane:
                 _answer(batch, await self._attempt(batch), again)
             except _Lost as e:
                 lost = e.__cause__
+                await self._pool.drain()  # the others may be as dead
                 continue
             except (PoolTimeout, PoolClosed) as e:
                 lost = e
@@ -170,9 +171,7 @@ class Lane:
             raise _Lost from e
         except psycopg.Error as e:
             if isinstance(e, errors.ReadOnlySqlTransaction):
-                # Another server may be the one to write to by now, and these connections are all to the old one.
-                await _close(connection)
-                await self._pool.drain()
+                await _close(connection)  # another server may be the one to write to by now
             if connection.closed:
                 raise _Lost from e
             raise
