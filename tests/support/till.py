@@ -124,6 +124,8 @@ class Till:
     app: ASGIApp
     wallet: Wallet = field(default_factory=lambda: evm_wallet(KEY))
     payments: list[Payment] = field(default_factory=list[Payment])
+    expected: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What ``check`` must allow for."""
 
     @property
     def store(self) -> Store:
@@ -157,7 +159,9 @@ class Till:
         self, path: str, headers: Mapping[str, str] | None = None, body: Any = None, **options: Any
     ) -> Answer:
         """POST, with the body of a metered call if there is none."""
-        content: dict[str, Any] = {} if "body" in options else {"json_body": body_for(path) if body is None else body}
+        content: dict[str, Any] = {"json_body": body_for(path) if body is None else body}
+        if isinstance(body, bytes):
+            content = {"body": body}
         return await ask(self.app, options.pop("method", "POST"), path, dict(headers or {}), **content, **options)
 
     async def payment(self, path: str, body: Any = None, **options: Any) -> Payment:
@@ -212,9 +216,9 @@ class Till:
             await asyncio.sleep(0.01)
         return found
 
-    async def check(self, **options: Any) -> None:
+    async def check(self) -> None:
         """I1, I2, I3, I5 and I6, by the books."""
-        await invariants.check_books(self.store, [self.account], **options)
+        await invariants.check_books(self.store, [self.account], **self.expected)
 
 
 def body_for(path: str) -> Json:
@@ -281,7 +285,7 @@ def make(
     store = store_of(ledger)
     paywall = Paywall([stub], store, **settings)
     playing = Playing()
-    paths = [rule.split(" ")[1] for rule in prices]
+    paths = [rule.split(" ")[-1] for rule in prices]
     handlers: list[BaseRoute] = [Route(path, Wrapped(playing)) for path in ("/fixed", "/metered", *paths)]
     service = Mount("/v1/x402", paywall.wallet_service(minimum="$0.001"))
     metered = Tokens(input="$1/M", output="$1/M")
