@@ -21,7 +21,7 @@ from x402kit.model import Json, PaymentPayload
 from x402kit.networks import Base, facilitator_client
 from x402kit.networks.evm_chain import EvmRail
 from x402kit.networks.facilitator import FacilitatorRail
-from x402kit.networks.facilitator_wire import supported_version
+from x402kit.networks.facilitator_wire import supported_kind
 
 NETWORK = "eip155:8453"
 USED = {"success": False, "errorReason": "invalid_exact_evm_nonce_already_used", "transaction": "", "network": NETWORK}
@@ -167,8 +167,8 @@ async def test_refused_credentials_are_an_error_at_start(
     ],
 )
 def test_which_kinds_are_ours(kind: Json, version: int) -> None:
-    assert supported_version({"kinds": [kind]}, "exact", NETWORK) == version
-    assert supported_version({"kinds": kind}, "exact", NETWORK) == 0
+    assert supported_kind({"kinds": [kind]}, "exact", NETWORK)[0] == version
+    assert supported_kind({"kinds": kind}, "exact", NETWORK)[0] == 0
 
 
 async def test_a_facilitator_that_is_down_at_start_is_asked_again_before_a_payment(

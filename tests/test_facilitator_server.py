@@ -85,10 +85,11 @@ def settlements(chain: EvmDevnet) -> int:
 
 async def test_supported_lists_both_versions_and_the_wallets(chain: EvmDevnet, http: httpx.AsyncClient) -> None:
     answer = await http.get("/supported")
+    domain = {"name": "USD Coin", "version": "2"}
     assert answer.json() == {
         "kinds": [
-            {"x402Version": 2, "scheme": "exact", "network": NETWORK},
-            {"x402Version": 1, "scheme": "exact", "network": "base"},
+            {"x402Version": 2, "scheme": "exact", "network": NETWORK, "extra": domain},
+            {"x402Version": 1, "scheme": "exact", "network": "base", "extra": domain},
         ],
         "extensions": [],
         "signers": {NETWORK: [chain.accounts[0].address]},

@@ -30,7 +30,18 @@ from ..money import MAX_AMOUNT, UINT256_MAX, Asset, parse_atomic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Transfer", "chain_id", "check", "checksum", "digest", "is_eoa_signature", "keccak", "parse", "sign_digest"]
+__all__ = [
+    "Transfer",
+    "chain_id",
+    "check",
+    "checksum",
+    "digest",
+    "is_eoa_signature",
+    "keccak",
+    "parse",
+    "payload_json",
+    "sign_digest",
+]
 
 ERC6492_SUFFIX: Final = bytes.fromhex("6492" * 16)
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
@@ -261,6 +272,23 @@ def parse(payment: PaymentPayload, offer: PaymentRequirements) -> Authorization:
         transfer.valid_before,
         transfer,
     )
+
+
+def payload_json(authorization: Authorization) -> Json:
+    """The payer's own payload in the published shape, whatever dialect it came in (wire.md 1.6 row 8)."""
+    transfer = authorization.body
+    assert isinstance(transfer, Transfer)
+    return {
+        "signature": "0x" + transfer.signature.hex(),
+        "authorization": {
+            "from": authorization.payer,
+            "to": checksum(transfer.to),
+            "value": str(transfer.value),
+            "validAfter": str(transfer.valid_after),
+            "validBefore": str(transfer.valid_before),
+            "nonce": "0x" + transfer.nonce.hex(),
+        },
+    }
 
 
 def check(authorization: Authorization, offer: PaymentRequirements, payment_network: str, now: int) -> Transfer:

@@ -123,6 +123,15 @@ class EvmRail:
         if not evm.is_eoa_signature(transfer, self.asset) and not self._options.contract_wallets:
             raise PaymentRefused("invalid_exact_evm_payload_signature")
 
+    # Through a facilitator (facilitator.py)
+
+    def payload(self, authorization: Authorization) -> Json:
+        """What a facilitator is shown: the payer's payload, in the published shape."""
+        return evm.payload_json(authorization)
+
+    def adopt(self, extra: Json) -> None:
+        """Nothing of a facilitator's is needed in an offer."""
+
     # With the chain
 
     async def start(self) -> None:

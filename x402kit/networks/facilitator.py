@@ -23,7 +23,7 @@ from ..money import Asset
 from ..protocols.encoding import dump_json, parse_object
 from ..protocols.x402 import parse_payment_payload, parse_requirements
 from .facilitator_client import FacilitatorClient, Headers
-from .facilitator_wire import Reading, body_json, is_used, read_settlement, read_verdict, sanitized, supported_version
+from .facilitator_wire import Reading, body_json, is_used, read_settlement, read_verdict, sanitized, supported_kind
 from .http import Answer
 from .port import ContractWallets, Landed, Nonces, ProvesWallets
 
@@ -38,7 +38,7 @@ _ENTRIES_MAX: Final = 4096
 
 
 class Beneath(Protocol):
-    """The rail that does all but verify and settle: an ``EvmRail`` without a wallet. ``rpc`` None: it sees no chain."""
+    """The rail that does all but verify and settle: any of ours without a wallet. ``rpc`` None: it sees no chain."""
 
     @property
     def rpc(self) -> object | None: ...
@@ -59,6 +59,14 @@ class Beneath(Protocol):
     def surcharges(self) -> tuple[int, ...]: ...
     def parse(self, payment: PaymentPayload, offer: PaymentRequirements) -> Authorization: ...
     def check(self, authorization: Authorization, offer: PaymentRequirements, now: int) -> None: ...
+    def payload(self, authorization: Authorization) -> Json:
+        """The payer's payload as a facilitator takes it."""
+        ...
+
+    def adopt(self, extra: Json) -> None:
+        """Take over what offers must say of the facilitator, by its own word. Raises ``ConfigError``."""
+        ...
+
     async def start(self) -> None: ...
     async def ready(self) -> None: ...
     async def outcome(self, claim: Claim) -> Outcome: ...
@@ -141,9 +149,11 @@ class FacilitatorRail:
             raise RailUnavailable("facilitator_unavailable")
         if answer.status != 200:
             raise ConfigError(f"the facilitator answers /supported with status {answer.status}")
-        self._version = supported_version(answer.json, self.scheme, self.network)
-        if not self._version:
+        version, extra = supported_kind(answer.json, self.scheme, self.network)
+        if not version:
             raise ConfigError(f"the facilitator does not serve {self.scheme} on {self.network}")
+        self._base.adopt(extra)
+        self._version = version
 
     async def ready(self) -> None:
         await self._base.ready()
@@ -253,7 +263,7 @@ class FacilitatorRail:
 
     def _body(self, authorization: Authorization, offer: PaymentRequirements) -> Json:
         ours = offer._replace(extra=self._base.extra())
-        return body_json(authorization, ours, self._version or 2, self._resource)
+        return body_json(self._base.payload(authorization), ours, self._version or 2, self._resource)
 
     def _claim(self, authorization: Authorization) -> Claim:
         """A claim to ask the chain about, where none is at hand."""

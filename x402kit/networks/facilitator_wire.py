@@ -31,7 +31,6 @@ from ..protocols.x402 import (
     requirements_json_v1,
     v1_network,
 )
-from .evm import Transfer, checksum
 from .http import Answer, NotSent, Unknown
 
 __all__ = [
@@ -42,7 +41,7 @@ __all__ = [
     "read_settlement",
     "read_verdict",
     "sanitized",
-    "supported_version",
+    "supported_kind",
 ]
 
 _REASON: Final = re.compile(r"[a-z0-9_:.-]{1,80}\Z", re.ASCII)
@@ -74,6 +73,20 @@ CERTAIN: Final = frozenset(
         "invalid_exact_evm_signature",
         "invalid_exact_evm_token_name_mismatch",
         "invalid_exact_evm_token_version_mismatch",
+        "invalid_exact_svm_fee_payer_mismatch",
+        "invalid_exact_svm_payload_amount_insufficient",
+        "invalid_exact_svm_payload_amount_mismatch",
+        "invalid_exact_svm_payload_excessive_signers",
+        "invalid_exact_svm_payload_memo_count",
+        "invalid_exact_svm_payload_memo_mismatch",
+        "invalid_exact_svm_payload_mint_mismatch",
+        "invalid_exact_svm_payload_missing_fee_payer",
+        "invalid_exact_svm_payload_no_transfer_instruction",
+        "invalid_exact_svm_payload_recipient_mismatch",
+        "invalid_exact_svm_payload_signature_invalid",
+        "invalid_exact_svm_payload_transaction_could_not_be_decoded",
+        "invalid_exact_svm_payload_transaction_fee_payer_transferring_funds",
+        "invalid_exact_svm_payload_transaction_instructions_length",
         "invalid_network",
         "invalid_payload",
         "invalid_payment_requirements",
@@ -109,26 +122,10 @@ def is_used(reason: str) -> bool:
     return bool(_USED.search(reason))
 
 
-def _payload(authorization: Authorization) -> Json:
-    """The payer's own payload in the published shape, whatever dialect it came in (wire.md 1.6 row 8)."""
-    transfer = authorization.body
-    assert isinstance(transfer, Transfer)
-    return {
-        "signature": "0x" + transfer.signature.hex(),
-        "authorization": {
-            "from": authorization.payer,
-            "to": checksum(transfer.to),
-            "value": str(transfer.value),
-            "validAfter": str(transfer.valid_after),
-            "validBefore": str(transfer.valid_before),
-            "nonce": "0x" + transfer.nonce.hex(),
-        },
-    }
-
-
-def body_json(authorization: Authorization, offer: PaymentRequirements, version: int, resource: str) -> Json:
-    """The body of /verify and /settle. ``offer`` is ours, with our own ``extra``; nothing of the echo goes in."""
-    payload = _payload(authorization)
+def body_json(payload: Json, offer: PaymentRequirements, version: int, resource: str) -> Json:
+    """The body of /verify and /settle. ``payload`` is the payer's own, as its rail writes it; ``offer`` is ours, with
+    our own ``extra``; nothing of the echo goes in.
+    """
     if version == 1:
         # v1's schemas want a URL, which a rail does not know.
         requirements = requirements_json_v1(offer, ResourceInfo(resource))
@@ -141,15 +138,17 @@ def body_json(authorization: Authorization, offer: PaymentRequirements, version:
     return {"x402Version": version, "paymentPayload": payment, "paymentRequirements": requirements}
 
 
-def supported_version(answer: Any, scheme: str, network: str) -> int:
-    """The x402 version in which a /supported answer lists our kind: 2 before 1, and 0 for none."""
-    versions = {0}
+def supported_kind(answer: Any, scheme: str, network: str) -> tuple[int, Json]:
+    """The x402 version in which a /supported answer lists our kind, 2 before 1 and 0 for none, and its ``extra``."""
+    version, extra = 0, Json()
     for entry in _list(_object(answer).get("kinds")):
         kind = _object(entry)
-        name, version = kind.get("network"), kind.get("x402Version")
-        if kind.get("scheme") == scheme and isinstance(name, str) and _covers(name, network) and version in (1, 2):
-            versions.add(int(version))
-    return max(versions)
+        name, said = kind.get("network"), kind.get("x402Version")
+        if kind.get("scheme") != scheme or not isinstance(name, str) or not _covers(name, network):
+            continue
+        if said in (1, 2) and said > version:
+            version, extra = int(said), _object(kind.get("extra"))
+    return version, extra
 
 
 def _object(value: Any) -> Json:

@@ -9,31 +9,26 @@ price that can't be read leaves the last one standing for a bounded time; then t
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from ..errors import ConfigError, RailUnavailable
-from ..model import CHALLENGE_SECONDS, LEEWAY_SECONDS
+from ..errors import ConfigError
+from ..model import LEEWAY_SECONDS
 from ..money import Asset, parse_units
 from .evm import chain_id, keccak
 from .evm_abi import call_data
 from .evm_fees import Fees
 from .evm_reads import Chain
-from .rpc import RpcRefused, RpcTrouble
+from .meter import Meter
 
 __all__ = ["ChainlinkFeed", "FixedPrice", "GasMeter", "GasPolicy", "PriceFeed"]
-
-log = logging.getLogger("x402kit.evm")
 
 _ORACLE: Final = "0x420000000000000000000000000000000000000F"
 _OP_STACK: Final = frozenset((10, 8453, 84532, 11155420, 7777777, 34443, 57073, 480, 1868))
 _TRANSACTION_BYTES: Final = 420
 """A signed EIP-3009 settlement; most of it is signatures and hashes, which don't compress."""
-_RETRY_SECONDS: Final = 5
 
 
 class PriceFeed(Protocol):
@@ -58,7 +53,7 @@ class FixedPrice:
         if not positive:
             raise ConfigError(f'a coin\'s price is written like "2500.00", not {self.usd!r}')
 
-    async def read(self, chain: Chain, now: int) -> tuple[int, int]:
+    async def read(self, chain: object, now: int) -> tuple[int, int]:
         return parse_units(self.usd, 8), 8
 
 
@@ -104,84 +99,19 @@ class GasPolicy:
             raise ConfigError("a gas policy's numbers are out of range")
 
 
-class GasMeter:
-    """The surcharge of now, and those whose challenges still live. ``refresh`` reads; the rest is memory."""
+class GasMeter(Meter):
+    """The surcharge of an EVM chain."""
 
     def __init__(
         self, policy: GasPolicy, chain: Chain, fees: Fees, asset: Asset, clock: Callable[[], float] = time.time
     ) -> None:
-        self._policy, self._chain, self._fees, self._asset, self._clock = policy, chain, fees, asset, clock
+        seconds = {"window_seconds": policy.window_seconds, "stale_seconds": policy.stale_seconds}
+        super().__init__(asset.network, self._wei_cost, clock=clock, **seconds)
+        self._policy, self._chain, self._fees, self._asset = policy, chain, fees, asset
         known = chain_id(asset.network) in _OP_STACK
         self._l1 = known if policy.l1_fee is None else policy.l1_fee
-        self._value: int | None = None
-        self._read_at = 0
-        self._fault = ""
-        self._before: list[tuple[int, int]] = []
-        self._task: asyncio.Task[None] | None = None
 
-    def surcharge(self) -> int:
-        """Atomic units. ``RailUnavailable`` where no price was ever read: better no offer than one at a loss."""
-        if self._value is None:
-            raise RailUnavailable(detail="no gas price was read yet")
-        return self._value
-
-    def surcharges(self) -> tuple[int, ...]:
-        """This window's, then the earlier ones while their challenges live."""
-        now = self._now()
-        self._before = [(value, until) for value, until in self._before if until > now]
-        return (self.surcharge(), *(value for value, _ in self._before))
-
-    def check(self) -> None:
-        """Raises ``RailUnavailable`` when the last price is too old to settle on."""
-        if (
-            self._value is None
-            or self._now() - self._read_at > self._policy.window_seconds + self._policy.stale_seconds
-        ):
-            raise RailUnavailable(detail="the gas price is stale")
-
-    async def refresh(self) -> bool:
-        """Read the costs, once in a window. Whether there is a value of this window; else the last one stands."""
-        window = self._policy.window_seconds
-        if self._value is not None and self._read_at // window == self._now() // window:
-            return True
-        try:
-            value = await self._cost()
-        except (RpcTrouble, RpcRefused, RailUnavailable, ValueError) as e:
-            self._failed(e.detail if isinstance(e, RailUnavailable) else str(e))
-            return False
-        self._fault = ""
-        now = self._now()
-        if self._value is not None and self._value != value:
-            self._before.append((self._value, now + CHALLENGE_SECONDS + LEEWAY_SECONDS))
-        self._value, self._read_at = value, now
-        return True
-
-    def _failed(self, fault: str) -> None:
-        """Told once for each fault: without a price there are no offers, and every priced route answers 503."""
-        if fault != self._fault:
-            then = "the last one stands" if self._value is not None else "priced routes answer 503"
-            log.error("ALERT: no gas price on %s (%s): %s", self._asset.network, then, fault)
-        self._fault = fault
-
-    def start(self) -> None:
-        """Refresh at each window's beginning, until ``close``."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-
-    async def close(self) -> None:
-        """End the refreshing."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
-
-    async def _run(self) -> None:
-        while True:
-            read = await self.refresh()
-            window = self._policy.window_seconds
-            await asyncio.sleep(window - self._now() % window if read else min(_RETRY_SECONDS, window))
-
-    async def _cost(self) -> int:
+    async def _wei_cost(self) -> int:
         price = await self._fees.price()
         coin, decimals = await self._policy.feed.read(self._chain, self._now())
         wei = self._policy.gas_units * price.expected
@@ -197,6 +127,3 @@ class GasMeter:
         if len(answer) < 32:
             raise ValueError(f"no L1 fee oracle at {_ORACLE}; on a local chain say GasPolicy(..., l1_fee=False)")
         return int.from_bytes(answer[:32], "big")
-
-    def _now(self) -> int:
-        return int(self._clock())

@@ -153,9 +153,10 @@ class Facilitation:
         kinds: list[Json] = []
         signers: dict[str, list[str]] = {}
         for rail in self._rails.values():
-            kinds.append({"x402Version": 2, "scheme": rail.scheme, "network": rail.network})
+            kind: Json = {"scheme": rail.scheme, "extra": rail.extra()}
+            kinds.append({"x402Version": 2, **kind, "network": rail.network})
             if name := v1_network(rail.network):
-                kinds.append({"x402Version": 1, "scheme": rail.scheme, "network": name})
+                kinds.append({"x402Version": 1, **kind, "network": name})
             known = signers.setdefault(rail.network, [])
             known.extend(address for address in rail.signers if address not in known)
         return {"kinds": kinds, "extensions": [], "signers": signers}
