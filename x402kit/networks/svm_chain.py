@@ -1,0 +1,441 @@
+"""The Solana rail: ``exact`` by a transfer that the payer signs, and our wallet co-signs, pays for and sends.
+
+svm_transaction.py  bytes                            svm_wallet.py   the key that co-signs
+svm.py              what is decided offline          svm_reads.py    the node's calls
+svm_ready.py        set-up and SOL for the fees      svm_outcome.py  what became of it
+svm_fees.py         the cost inside the price        svm_assets.py   Token-2022
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import ipaddress
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from typing import Final
+from urllib.parse import urlsplit
+
+from ..errors import ConfigError, PaymentRefused, PaymentUsed, RailUnavailable
+from ..model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
+from ..money import Asset
+from ..protocols.base58 import b58encode
+from . import svm
+from .assets import default_asset
+from .meter import Meter
+from .port import Landed, Nonces
+from .rpc import Endpoint, Rpc, RpcRefused, RpcTrouble
+from .svm_fees import FeePolicy, Fees
+from .svm_foreign import judge_foreign
+from .svm_options import SvmOptions
+from .svm_outcome import FAILED, Judge, Sent
+from .svm_reads import Node, Simulated
+from .svm_ready import Readiness, token_program
+from .svm_scan import Scan
+from .svm_transaction import Transaction, address_bytes
+from .svm_wallet import SvmWallet
+
+__all__ = ["SvmRail"]
+
+_DEFAULTS: Final = SvmOptions()
+_VERIFY_SECONDS: Final = 5.0
+_AGAIN_SECONDS: Final = 0.4
+_RENT_MAX: Final = 3_000_000
+_FRESH_MAX: Final = 10_000
+_RECIPIENTS_MAX: Final = 1000
+FINAL_DEPTH: Final = 32
+"""Slots after which a block is finalized, as a rule; what decides is the node's word of it."""
+
+
+class SvmRail:
+    """One mint on Solana, to one recipient. Without a wallet it only reads: a facilitator then settles.
+
+    Amounts are atomic units of ``asset``. Constructing it does no I/O and loads no package.
+    """
+
+    scheme = "exact"
+    final_depth = FINAL_DEPTH
+
+    def __init__(
+        self,
+        network: str,
+        *,
+        pay_to: str,
+        wallet: SvmWallet | None = None,
+        rpc: Endpoint | None = None,
+        confirmations: int = 0,
+        fees: FeePolicy | None = None,
+        asset: Asset | None = None,
+        fee_payer: str = "",
+        options: SvmOptions = _DEFAULTS,
+    ) -> None:
+        """``fee_payer``: without a wallet, who co-signs; a facilitator can say it itself. Raises ``ConfigError``."""
+        self._options = options
+        self.network, self.asset = network, _asset(network, asset)
+        self.pay_to, self.confirmations, self.wallet = pay_to, confirmations, wallet
+        self._fee_payer = fee_payer
+        for what, address in (("pay_to", pay_to), ("the asset", self.asset.address), ("fee_payer", fee_payer)):
+            _check_address(what, address, empty=what == "fee_payer")
+        if pay_to == self.asset.address:
+            raise ConfigError("pay_to is the token's own mint")
+        if confirmations < 0:
+            raise ConfigError("confirmations is 0 for confirmed, or more for finalized")
+        if rpc is None and (wallet is not None or fees is not None):
+            raise ConfigError(f"{network} needs rpc=…, the address of a node")
+        if options.create_recipient and (fees is None or wallet is None):
+            raise ConfigError("create_recipient needs fees=FeePolicy(…) and a wallet: the price must hold the rent")
+        self._program = token_program(self.asset, options.token_2022)
+        self.rpc = None if rpc is None else Rpc(rpc, seconds=options.rpc_seconds)
+        self._node = None if self.rpc is None else Node(self.rpc)
+        self._local = _is_local(rpc) if options.local is None else options.local
+        self._fee_policy = fees
+        self._fresh: dict[str, None] = {}
+        self._readiness: dict[str, Readiness] = {}
+        """By recipient; shared with those that ``for_recipient`` made."""
+        self._fees: Fees | None = None
+        self._meter: Meter | None = None
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """The settlement wallet's address, where there is one."""
+        return () if self.wallet is None else (self.wallet.address,)
+
+    def for_recipient(self, pay_to: str) -> SvmRail:
+        """The same rail paid to another address, whose token account must exist. ``ConfigError`` for no address."""
+        _check_address("pay_to", pay_to)
+        if pay_to == self.asset.address:
+            raise ConfigError("pay_to is the token's own mint")
+        made = copy.copy(self)
+        made.pay_to = pay_to
+        made._meter = made._fees = made._fee_policy = None
+        made._options = replace(self._options, create_recipient=False)
+        return made
+
+    # What a price and a challenge need
+
+    def extra(self) -> Json:
+        """The fee payer, whom the payer's transaction names first. ``RailUnavailable`` until a facilitator said it."""
+        made: Json = {"feePayer": self.fee_payer}
+        if self._options.memo:
+            made["memo"] = self._options.memo
+        if self._fees is not None and self._fees.holds_rent:
+            made["createRecipientAccount"] = True
+        return made
+
+    @property
+    def fee_payer(self) -> str:
+        """Whoever co-signs and pays the fees."""
+        if self.wallet is not None:
+            return self.wallet.address
+        if not self._fee_payer:
+            raise RailUnavailable("facilitator_unavailable", detail="no fee payer is known yet")
+        return self._fee_payer
+
+    def payload(self, authorization: Authorization) -> Json:
+        """What a facilitator is shown: the payer's transaction."""
+        return svm.payload_json(authorization)
+
+    def adopt(self, extra: Json) -> None:
+        """What a facilitator says of itself in /supported: its fee payer. Raises ``ConfigError`` where it is none."""
+        said = extra.get("feePayer")
+        if self._fee_payer and said in (None, self._fee_payer):
+            return
+        if not isinstance(said, str) or not said:
+            raise ConfigError("the facilitator names no fee payer; give fee_payer=…")
+        if self._fee_payer:
+            raise ConfigError("the facilitator's fee payer is another than fee_payer=…")
+        _check_address("the facilitator's fee payer", said)
+        self._fee_payer = said
+
+    def surcharge(self) -> int:
+        """Atomic units of the settlement's cost; 0 without a fee policy. ``RailUnavailable`` before a first price."""
+        if self._fee_policy is None:
+            return 0
+        if self._meter is None:
+            raise RailUnavailable(detail="no price of SOL was read yet")
+        return self._meter.surcharge()
+
+    def surcharges(self) -> tuple[int, ...]:
+        """This window's surcharge first, then those whose challenges still live."""
+        return self._meter.surcharges() if self._meter else (self.surcharge(),)
+
+    # Offline
+
+    def parse(self, payment: PaymentPayload, offer: PaymentRequirements) -> Authorization:
+        """Read a Solana payload. Raises ``MalformedPayment``.
+
+        Its ``valid_until`` is an estimate, by our clock: only the chain knows how long a blockhash lives.
+        """
+        return svm.parse(payment, offer, int(self._options.clock()) + svm.VALID_SECONDS)
+
+    def check(self, authorization: Authorization, offer: PaymentRequirements, now: int) -> None:
+        """The offline table of svm.py. Raises ``PaymentRefused``."""
+        svm.check(authorization, offer, self._terms(now))
+
+    def _terms(self, now: int) -> svm.Terms:
+        options = self._options
+        return svm.Terms(
+            self.asset,
+            self._program,
+            address_bytes(self.fee_payer),
+            options.relaxed,
+            self._fees is not None and self._fees.held_rent(now),
+            options.memo,
+            options.max_units,
+            options.max_unit_price,
+            options.max_priority_lamports,
+        )
+
+    # With the chain
+
+    async def start(self) -> None:
+        """Compare genesis hash, mint and recipient with the set-up. Raises ``ConfigError``.
+
+        A node that is down is no such fault: the comparison is then made before anything is sent.
+        """
+        if self.wallet is not None:
+            _check_address("the wallet", self.wallet.address)
+        if self._node is None:
+            return
+        readiness = self._ready_for(self._node)
+        await readiness.start()
+        if self._fee_policy is not None and self._meter is None:
+            policy, creates = self._fee_policy, self._options.create_recipient
+            self._fees = Fees(policy, self._node, readiness, self.asset, self._program, creates=creates)
+            self._meter = Meter(
+                self.network,
+                self._cost,
+                window_seconds=policy.window_seconds,
+                stale_seconds=policy.stale_seconds,
+                clock=self._options.clock,
+            )
+            await self._meter.refresh()
+            self._meter.start()
+
+    async def _cost(self) -> int:
+        assert self._fees is not None
+        return await self._fees.cost(int(self._options.clock()))
+
+    def _ready_for(self, node: Node) -> Readiness:
+        found = self._readiness.get(self.pay_to)
+        if found is None:
+            options = self._options
+            each = 10_000 + options.max_priority_lamports + (_RENT_MAX if options.create_recipient else 0)
+            found = Readiness(
+                node,
+                self.asset,
+                self._program,
+                self.pay_to,
+                "" if self.wallet is None else self.wallet.address,
+                needed_lamports=each * options.reserve_settlements,
+                creates=options.create_recipient,
+                local=self._local,
+            )
+            while len(self._readiness) >= _RECIPIENTS_MAX:
+                del self._readiness[next(iter(self._readiness))]
+            self._readiness[self.pay_to] = found
+        return found
+
+    async def ready(self) -> None:
+        """Raises ``RailUnavailable`` when the wallet could not pay for settlements now, or the price is stale."""
+        if self._node is None:
+            return
+        await self._ready_for(self._node).check()
+        if self._fee_policy is not None:
+            self.surcharge()
+            assert self._meter is not None
+            self._meter.check()
+
+    async def verify(self, authorization: Authorization, offer: PaymentRequirements) -> None:
+        """Simulate the transaction as the payer sent it, without our signature, so that nobody can send it.
+
+        Raises ``PaymentRefused``, ``PaymentUsed`` (it has landed already), ``RailUnavailable``.
+        """
+        node, wallet = self._ours()
+        transaction = _transaction(authorization)
+        found = await asyncio.gather(
+            self._simulated(node, transaction.raw),
+            self._landed(node, wallet, transaction.message),
+            return_exceptions=True,
+        )
+        for each in reversed(found):
+            if isinstance(each, BaseException):
+                raise each
+        made = found[0]
+        assert isinstance(made, Simulated)
+        if made.error == "BlockhashNotFound":  # of a block that this node has yet to see, perhaps
+            await asyncio.sleep(_AGAIN_SECONDS)
+            made = await self._simulated(node, transaction.raw)
+        if made.error == "AlreadyProcessed":
+            raise PaymentUsed("duplicate_settlement")
+        if made.error is not None:
+            raise PaymentRefused(_reason(made.error), detail=str(made.error)[:200])
+
+    async def _simulated(self, node: Node, raw: bytes) -> Simulated:
+        try:
+            return await node.simulate(raw, min(self._options.rpc_seconds, _VERIFY_SECONDS))
+        except RpcTrouble as e:
+            raise RailUnavailable(detail=str(e)) from e
+        except RpcRefused as e:  # the node would not even look at it
+            raise PaymentRefused("transaction_simulation_failed", detail=str(e)) from e
+
+    async def _landed(self, node: Node, wallet: SvmWallet, message: bytes) -> None:
+        """A message that has landed was paid with (B05): where the key is ours, its signature can be worked out."""
+        if not wallet.is_local:
+            return
+        signature = b58encode(wallet.sign_local(message))
+        try:
+            status = await node.status(signature)
+        except (RpcTrouble, RpcRefused) as e:
+            raise RailUnavailable(detail=str(e)) from e
+        if status.level >= 0 and status.error is None:
+            raise PaymentUsed("duplicate_settlement", reference=signature)
+        if status.level >= 0:
+            raise PaymentRefused(FAILED, reference=signature)
+
+    async def prepare(self, authorization: Authorization, offer: PaymentRequirements, nonces: Nonces) -> Intent:
+        """Co-sign; the reference is the transaction's signature. Sends nothing. Raises ``RailUnavailable``."""
+        node, wallet = self._ours()
+        transaction = _transaction(authorization)
+        try:
+            latest = await node.latest()
+        except (RpcTrouble, RpcRefused) as e:
+            raise RailUnavailable(detail="the chain's height is unreadable") from e
+        signature = await wallet.sign(transaction.message)
+        # The payer's blockhash was good a moment ago, so it is no younger than the newest one, a lagging node aside.
+        sent = Sent(latest.last_valid + svm.LAG_BLOCKS, latest.slot, transaction.signed(signature))
+        return self._remembered(sent.intent(signature, wallet.address))
+
+    def _remembered(self, intent: Intent) -> Intent:
+        while len(self._fresh) >= _FRESH_MAX:
+            del self._fresh[next(iter(self._fresh))]
+        self._fresh[intent.reference] = None
+        return intent
+
+    async def send(self, intent: Intent) -> Outcome:
+        """Broadcast it, or the same bytes again. Failed only where our first try reached no node at all."""
+        node, _ = self._ours()
+        fresh = intent.reference in self._fresh
+        self._fresh.pop(intent.reference, None)
+        try:
+            await node.send(Sent.of(intent.blob).raw)
+        except RpcTrouble as e:
+            if fresh and not e.sent:
+                return Outcome("failed", "unexpected_settle_error", never_sent=True)
+            return Outcome("pending", str(e), intent.reference)
+        except RpcRefused as e:
+            return Outcome("pending", str(e), intent.reference)
+        return Outcome("pending", reference=intent.reference)
+
+    async def discard(self, intent: Intent, nonces: Nonces) -> None:
+        """Nothing is held."""
+        self._fresh.pop(intent.reference, None)
+
+    async def outcome(self, claim: Claim) -> Outcome:
+        """svm_outcome.py's table."""
+        if self._node is None:
+            return Outcome("pending", "no rpc", claim.reference)
+        judge = Judge(self._node, self._program, self._options.finalized_above)
+        if self.wallet is not None:
+            return await judge.judge(claim)
+        return await judge_foreign(judge, self._scan(), claim, int(self._options.clock()))
+
+    # What we were paid (ScanningRail)
+
+    @property
+    def sees_chain(self) -> bool:
+        """Whether there is a node to ask."""
+        return self._node is not None
+
+    async def head_block(self) -> int:
+        """The newest slot that is confirmed. Raises ``RailUnavailable``."""
+        return await self._scan().head()
+
+    def settled_since(self, block: int) -> AsyncGenerator[Landed]:
+        """svm_scan.py: payments to ``pay_to`` from a slot on. Raises ``RailUnavailable``."""
+        return self._scan().since(block, self.fee_payer)
+
+    def _scan(self) -> Scan:
+        if self._node is None:
+            raise RailUnavailable(detail="no rpc")
+        return Scan(self._node, self.network, self.asset.address, self.pay_to, self._program)
+
+    async def wait(self, claim: Claim, seconds: float) -> Outcome:
+        """``outcome`` until it is certain or the time is over; meanwhile the same bytes are sent again."""
+        made = Outcome("pending", reference=claim.reference)
+        pause, longest = self._options.poll_seconds
+        loop = asyncio.get_running_loop()
+        again = loop.time() + self._options.resend_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    made = await self.outcome(claim)
+                    if made.state != "pending":
+                        return made
+                    if made.resend and loop.time() >= again:
+                        await self.send(Intent(claim.reference, claim.intent, claim.wallet))
+                        again = loop.time() + self._options.resend_seconds
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 1.5, longest)
+        except TimeoutError:
+            return made
+
+    async def close(self) -> None:
+        """End the background reading and close the connections."""
+        if self._meter is not None:
+            await self._meter.close()
+        if self.rpc is not None:
+            await self.rpc.close()
+
+    def _ours(self) -> tuple[Node, SvmWallet]:
+        if self._node is None or self.wallet is None:
+            raise RailUnavailable(detail="no settlement wallet")
+        return self._node, self.wallet
+
+
+def _transaction(authorization: Authorization) -> Transaction:
+    payment = authorization.body
+    assert isinstance(payment, svm.SvmPayment)
+    return payment.transaction
+
+
+def _reason(error: object) -> str:
+    """A published reason for a simulation's error. The token program's first error is a balance that is too small."""
+    if isinstance(error, dict) and str(error).endswith("{'Custom': 1}]}"):  # pyright: ignore[reportUnknownArgumentType]  # JSON
+        return "insufficient_funds"
+    return "transaction_simulation_failed"
+
+
+def _check_address(what: str, address: str, *, empty: bool = False) -> None:
+    if not address and empty:
+        return
+    try:
+        address_bytes(address)
+    except ValueError:
+        raise ConfigError(f"{what} is no Solana address (base58 of 32 bytes)") from None
+
+
+def _asset(network: str, asset: Asset | None) -> Asset:
+    """The asset of a network. A token that we don't know needs the whole ``Asset`` (B11)."""
+    if not network.startswith("solana:") or len(network) != 39:
+        raise ConfigError(
+            f'a Solana network is written like "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp", not {network!r}'
+        )
+    found = asset or default_asset(network)
+    if found is None or found.network != network:
+        raise ConfigError(f"no asset is known on {network}; give asset=Asset(…) of that network")
+    return found
+
+
+def _is_local(rpc: Endpoint | None) -> bool:
+    """Whether all nodes are on this machine: then they may be of a chain of its own (a devnet)."""
+    urls = [rpc] if isinstance(rpc, str) else list(rpc) if isinstance(rpc, Sequence) else [""]
+    return all(map(_is_loopback, urls))
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
