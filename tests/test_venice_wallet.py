@@ -60,7 +60,8 @@ async def shop() -> AsyncGenerator[Shop]:
 
 def proof(wallet: Wallet = OWNER, age: int = 0, **changes: Any) -> dict[str, str]:
     domain = ORIGIN.partition("://")[2]
-    made = venice(wallet, int(time.time()) - age, **{"domain": domain, "uri": ORIGIN + PLACE, **changes})
+    fields: dict[str, Any] = {"domain": domain, "uri": ORIGIN + PLACE, **changes}
+    made = venice(wallet, int(time.time()) - age, **fields)
     return {"X-Sign-In-With-X": header(made).decode()}
 
 
