@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.postgres import PostgresServer, query
+from tests.support.postgres import LIMITED_ROLE, PostgresServer, query
 from tests.test_store import FAR, new_claim
 from x402kit.errors import ConfigError, InsufficientBalance, PaymentUsed, ProofUsed, RailUnavailable, TooManyRequests
 from x402kit.ledger import postgres_base, postgres_batch
@@ -409,15 +409,7 @@ async def test_I13_one_payer_cannot_fill_the_store_with_open_payments(database: 
 async def test_the_app_needs_no_right_to_change_the_log(store: PostgresStore, database: str) -> None:
     """docs/postgresql.md: a role that can add entries, and neither change nor delete one."""
     await store.deposit(ALICE, 5, "before")
-    query(
-        database,
-        """
-        DO $$ BEGIN CREATE ROLE app LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
-        GRANT USAGE ON SCHEMA x402kit TO app;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA x402kit TO app;
-        REVOKE UPDATE, DELETE, TRUNCATE ON x402kit.entries FROM app;
-        """,
-    )
+    query(database, LIMITED_ROLE)
     app = database.replace("postgres@", "app@")
     limited = PostgresStore(app)
     await limited.start()

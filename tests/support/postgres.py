@@ -20,12 +20,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict
+from typing import Any, Final, Self, TypedDict
 
 import psycopg
 from psycopg import sql
 
-__all__ = ["PostgresServer", "close_shared", "query", "shared"]
+__all__ = ["LIMITED_ROLE", "PostgresServer", "close_shared", "query", "shared"]
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -39,6 +39,15 @@ _SETTINGS = {
     "log_min_messages": "warning",
 }
 _numbers = itertools.count(1)
+
+
+LIMITED_ROLE: Final = """
+    DO $$ BEGIN CREATE ROLE app LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;
+    GRANT USAGE ON SCHEMA x402kit TO app;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA x402kit TO app;
+    REVOKE UPDATE, DELETE, TRUNCATE ON x402kit.entries FROM app;
+"""
+"""The grants of docs/postgresql.md."""
 
 
 class _User(TypedDict, total=False):

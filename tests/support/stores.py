@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.postgres import shared
+from tests.support.postgres import LIMITED_ROLE, shared
 from x402kit.ledger.port import Store
 from x402kit.ledger.postgres import PostgresStore
 from x402kit.ledger.sqlite import SQLiteStore
@@ -64,10 +64,12 @@ def _sqlite() -> Generator[Place]:
 def _postgres() -> Generator[Place]:
     made = shared().create()
 
-    def run(sql: str) -> list[Any]:
-        # Its tables are in a schema of their own.
+    def run(statement: str) -> list[Any]:
+        # As the role that docs/postgresql.md has the app run as.
         with psycopg.connect(made, autocommit=True, options="-c search_path=x402kit") as connection:
-            cursor = connection.execute(sql.encode())
+            connection.execute(LIMITED_ROLE)
+            connection.execute("SET ROLE app")
+            cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
     yield Place(made, run)
