@@ -30,6 +30,7 @@ _SECONDS: Final = 1.0
 """How long the stand-in's queue takes for a job."""
 _KEPT_SECONDS: Final = 72 * 3600
 _LOOK_SECONDS: Final = 0.2
+_UNPAID_SECONDS: Final = 60
 _TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS image_jobs (id TEXT PRIMARY KEY, hold TEXT NOT NULL UNIQUE, prompts TEXT NOT NULL,"
     " price TEXT NOT NULL, created REAL NOT NULL, state TEXT NOT NULL, bill TEXT)"
@@ -95,11 +96,7 @@ class Jobs:
     async def run(self, paywall: Paywall) -> None:
         """End the jobs that are due, for ever. Several processes may: a job's end is always the same."""
         while True:
-            for job in await asyncio.to_thread(self._due):
-                try:
-                    await self._end(paywall, job)
-                except ServerError:  # the ledger is out of reach; the job waits
-                    log.exception("the job %s could not be ended yet", job.id)
+            await asyncio.gather(*[self._end(paywall, job) for job in await asyncio.to_thread(self._due)])
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _due(self) -> list[_Job]:
@@ -112,8 +109,12 @@ class Jobs:
         state = "succeeded" if drawn else "failed"
         try:
             entry = await (paywall.finish(job.hold, drawn * usd(job.price)) if drawn else paywall.void(job.hold))
+        except ServerError:  # the ledger is out of reach; the job waits
+            log.exception("the job %s could not be ended yet", job.id)
+            return
         except HoldEnded as e:
-            if e.reason == "no_such_hold":  # its answer has not gone out, and perhaps never will
+            if e.reason == "no_such_hold":
+                await asyncio.to_thread(self._forget, job)
                 return
             bill, state = {"charged_usdc": "0.000000"}, "expired"
         else:
@@ -124,6 +125,11 @@ class Jobs:
             }
         sql = "UPDATE image_jobs SET state = ?, bill = ? WHERE id = ? AND state = 'queued'"
         await asyncio.to_thread(self._db.execute, sql, (state, json.dumps(bill), job.id))
+
+    def _forget(self, job: _Job) -> None:
+        """A job whose answer did not go out, and after a while never will. Its payment, shown again, starts another."""
+        if time.time() > job.created + _UNPAID_SECONDS:
+            self._db.execute("DELETE FROM image_jobs WHERE id = ?", (job.id,))
 
 
 def _place(ledger: str) -> str | Path:
