@@ -17,7 +17,7 @@ payer = Payer(
 )
 
 with httpx.Client(transport=payer.transport()) as client:
-    answer = client.get(url)  # a payment for this call
+    answer = client.get(url)  # a payment for this call, as there is no balance yet
     print(answer.json())
     print(payment_of(answer))
 

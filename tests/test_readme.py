@@ -18,7 +18,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    """The whole programs; what is no program has no imports."""
+    return re.findall(r"```python\n(import .*?)```", README, re.DOTALL)
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
