@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ..errors import RailUnavailable, ServerError
+from ..errors import RailUnavailable, X402KitError
 
 __all__ = ["NotAll", "Together", "Worker"]
 
@@ -133,7 +133,7 @@ class Worker:
     def _run(self) -> None:
         try:
             connection = self._connect()
-        except (sqlite3.Error, OSError, ServerError) as e:
+        except (sqlite3.Error, OSError, X402KitError) as e:
             self._started.put(e)
             return
         self._started.put(None)
