@@ -106,6 +106,8 @@ class Setup:
     statements: int = 0
     """Die at this SQL statement of the writer."""
     broken_log: bool = False
+    withdraw: bool = False
+    """Whether there is a wallet service, which pays back."""
     rpc_others: tuple[str, ...] = ()
     quorum: int = 1
 
@@ -175,7 +177,10 @@ def _app(setup: Setup) -> ASGIApp:
         settle_seconds=setup.settle,
         reconcile_seconds=setup.reconcile,
     )
-    gate = paywall.protect(_Goods(setup).app(paywall))
+    app = _Goods(setup).app(paywall)
+    if setup.withdraw:
+        app.mount("/v1/x402", paywall.wallet_service(minimum="$0.01", withdraw=True))
+    gate = paywall.protect(app)
     return _dying_response(gate, setup.kill) if setup.kill and setup.kill.step == "response" else gate
 
 
@@ -335,6 +340,8 @@ def _arm(kill: Kill, store: SQLiteStore, rail: Any) -> None:
     part, _, name = kill.step.partition(".")
     if part == "rail":
         _wrap(rail, name, kill, lambda arguments: True)
+    elif part == "payout":
+        _wrap(store, "move_payout", kill, lambda arguments: arguments[1] == name)
     elif name in MOVES:
         _wrap(store, "move", kill, lambda arguments: arguments[1] == name)
     elif part == "store":
