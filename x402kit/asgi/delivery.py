@@ -306,16 +306,22 @@ class Delivery:
             log.exception("the store could not write down that %s is served", sale.id)
             self._withheld = not self.started
             await sale.release()
+        except BaseException:  # what is queued is done all the same; if it was not, nothing stays held
+            await sale.release()
+            raise
 
     async def _end_sale(self, cost: int | None) -> Charged | None:
         """What it came to; None for a job, which ends later."""
         sale = self._sale
         now = int(time.time())
         seconds = self._metering.paid.job_seconds
-        if seconds is None:
-            return await sale.serve(cost, **self._answer(sale.expected(cost), now))
-        await sale.defer(now + seconds, self._metering.paid.request_id, **self._answer(None, now))
-        return None
+        if seconds is not None:
+            await sale.defer(now + seconds, self._metering.paid.request_id, **self._answer(None, now))
+            return None
+        answer = self._answer(sale.expected(cost), now)
+        if answer and self._metering.active:
+            answer["request_id"] = self._metering.paid.request_id
+        return await sale.serve(cost, **answer)
 
     def _answer(self, expected: Charged | None, now: int) -> dict[str, Any]:
         """The columns of the kept copy."""
@@ -332,7 +338,6 @@ class Delivery:
         }
         if self._metering.active:
             made["body"] = self._metering.kept(expected, body)
-            made["request_id"] = self._metering.paid.request_id
         return made
 
     async def _begin(self, head: Message) -> None:

@@ -44,7 +44,7 @@ __all__ = ["Paywall"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _POLL_SECONDS: Final = 0.02
-_JOB_WAIT_SECONDS: Final = 5.0
+_JOB_WAIT_SECONDS: Final = 1.0
 _SHAPES: Final[dict[str, type[Shape]]] = {"katana": Katana, "venice": Venice}
 _TOP_UP: Final = frozenset(("credits", "canonical", "amounts"))
 

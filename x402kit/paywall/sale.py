@@ -237,7 +237,7 @@ class PaymentSale:
             resource=claim.resource,
             request_id=request_id,
         )
-        if not await self._store.serve_held(claim.payment_id, claim.owner, hold, **answer):
+        if not await self._store.serve_held(claim.payment_id, claim.owner, hold, request_id=request_id, **answer):
             raise SaleLost
 
     async def remaining(self) -> int | None:
