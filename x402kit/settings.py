@@ -11,6 +11,10 @@
 | X402KIT_EVM_PAY_TO | who is paid, 0x… | |
 | X402KIT_EVM_KEY | the settlement wallet's private key; it pays the gas | |
 | X402KIT_EVM_NETWORK | CAIP-2 | Base; on testnet Base Sepolia |
+| X402KIT_SVM_RPC_URL | a Solana node's address | the Solana rail is off, if none of the four is set |
+| X402KIT_SVM_PAY_TO | who is paid, base58 | |
+| X402KIT_SVM_KEY | the settlement wallet's key, base58 or a JSON array; it pays the fees | |
+| X402KIT_SVM_NETWORK | CAIP-2 | Solana; on testnet Solana's devnet |
 
 Every fault is a ``ConfigError`` that names the variable and never shows its value.
 """
@@ -31,11 +35,16 @@ from .networks import Evm
 from .networks.assets import TESTNETS
 from .networks.port import Rail
 
-__all__ = ["EvmSettings", "Settings"]
+__all__ = ["EvmSettings", "Settings", "SvmSettings"]
 
 Environment = Literal["devnet", "testnet", "mainnet"]
 _PREFIX: Final = "X402KIT_"
-_DEFAULT_NETWORK: Final = {"devnet": "eip155:8453", "testnet": "eip155:84532", "mainnet": "eip155:8453"}
+_SOLANA: Final = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
+_SOLANA_DEVNET: Final = "solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1"
+_DEFAULT_NETWORKS: Final = {
+    "evm": {"devnet": "eip155:8453", "testnet": "eip155:84532", "mainnet": "eip155:8453"},
+    "svm": {"devnet": _SOLANA, "testnet": _SOLANA_DEVNET, "mainnet": _SOLANA},
+}
 # Values must not come back in an error's text: some are keys (I11).
 _FROZEN: Final = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -55,6 +64,23 @@ class EvmSettings(BaseModel):
         return Evm(self.network, pay_to=self.pay_to, key=self.key.get_secret_value(), rpc=self.rpc_url)
 
 
+class SvmSettings(BaseModel):
+    """The Solana rail's variables."""
+
+    model_config = _FROZEN
+
+    rpc_url: str = Field(pattern=r"^https?://\S+$", repr=False)  # it may hold a token (I11)
+    pay_to: str = Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{32,44}$")
+    key: SecretStr
+    network: str = Field(pattern=r"^solana:[1-9A-HJ-NP-Za-km-z]{32}$")
+
+    def rail(self) -> Rail:
+        """The rail that these make. Raises ``ConfigError``."""
+        from .networks import Solana  # not before it is needed: a Base-only process does not pay for it
+
+        return Solana(network=self.network, pay_to=self.pay_to, key=self.key.get_secret_value(), rpc=self.rpc_url)
+
+
 class Settings(BaseModel):
     """All variables. ``from_env()`` reads them, ``paywall()`` makes what a seller needs of them."""
 
@@ -66,6 +92,7 @@ class Settings(BaseModel):
     secret: SecretStr | None = None
     service: str = Field("x402kit", min_length=1, max_length=64)
     evm: EvmSettings | None = None
+    svm: SvmSettings | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -75,12 +102,11 @@ class Settings(BaseModel):
             for name, value in (os.environ if environ is None else environ).items()
             if name.startswith(_PREFIX) and value.strip()
         }
-        if any(name.startswith("svm_") for name in found):
-            raise ConfigError("X402KIT_SVM_*: this version has no Solana rail")
         values: dict[str, Any] = {name: found[name] for name in cls.model_fields if name in found}
-        evm = {name.removeprefix("evm_"): value for name, value in found.items() if name.startswith("evm_")}
-        if evm:
-            values["evm"] = {"network": _DEFAULT_NETWORK.get(found.get("env", "testnet"), ""), **evm}
+        for kind, networks in _DEFAULT_NETWORKS.items():
+            own = {name[4:]: value for name, value in found.items() if name.startswith(f"{kind}_")}
+            if own:
+                values[kind] = {"network": networks.get(found.get("env", "testnet"), ""), **own}
         try:
             return cls(**values)
         except ValidationError as e:
@@ -93,22 +119,27 @@ class Settings(BaseModel):
         if self.env == "mainnet" and urlsplit(self.origin).scheme != "https":
             raise ValueError("X402KIT_ORIGIN: mainnet needs the public origin, https://…")
         if self.evm is not None:
-            self._check_network(self.evm.network, self.evm.rpc_url)
+            self._check_network("EVM", self.evm.network, self.evm.rpc_url)
+        if self.svm is not None:
+            self._check_network("SVM", self.svm.network, self.svm.rpc_url)
         return self
 
-    def _check_network(self, network: str, rpc_url: str) -> None:
+    def _check_network(self, kind: str, network: str, rpc_url: str) -> None:
         """Test money and real money are never mixed up (L07)."""
         if self.env == "devnet":
             if not _is_loopback(rpc_url):
-                raise ValueError("X402KIT_EVM_RPC_URL: X402KIT_ENV=devnet takes a chain on this machine only")
+                raise ValueError(f"X402KIT_{kind}_RPC_URL: X402KIT_ENV=devnet takes a chain on this machine only")
         elif (network in TESTNETS) is not (self.env == "testnet"):
-            raise ValueError(f"X402KIT_EVM_NETWORK: {network} does not belong to X402KIT_ENV={self.env}")
+            raise ValueError(f"X402KIT_{kind}_NETWORK: {network} does not belong to X402KIT_ENV={self.env}")
 
     def rails(self) -> list[Rail]:
         """The rails whose variables are set. Raises ``ConfigError`` when there is none."""
-        if self.evm is None:
-            raise ConfigError("no rail is set up: X402KIT_EVM_RPC_URL, X402KIT_EVM_PAY_TO and X402KIT_EVM_KEY")
-        return [self.evm.rail()]
+        found = [each.rail() for each in (self.evm, self.svm) if each is not None]
+        if not found:
+            raise ConfigError(
+                "no rail is set up: X402KIT_EVM_RPC_URL, X402KIT_EVM_PAY_TO and X402KIT_EVM_KEY, or X402KIT_SVM_…"
+            )
+        return found
 
     def paywall(self) -> Paywall:
         """The paywall that these settings describe. Raises ``ConfigError``."""

@@ -1,4 +1,4 @@
-"""Where money moves. ``Base``, ``BaseSepolia`` and ``Evm`` make rails; a paywall takes a list of them.
+"""Where money moves. ``Base``, ``BaseSepolia``, ``Evm``, ``Solana``, ``SolanaDevnet`` make rails for a paywall.
 
 The names are loaded when they are first used: who imports only the port pays for no rail.
 """
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from .evm_options import EvmOptions
     from .factories import Base, BaseSepolia, Evm
     from .gas import ChainlinkFeed, FixedPrice, GasPolicy
+    from .svm_chain import SvmRail
+    from .svm_factories import Solana, SolanaDevnet
+    from .svm_fees import FeePolicy, PythFeed
+    from .svm_options import SvmOptions
 
 __all__ = [
     "Base",
@@ -21,8 +25,14 @@ __all__ = [
     "Evm",
     "EvmOptions",
     "EvmRail",
+    "FeePolicy",
     "FixedPrice",
     "GasPolicy",
+    "PythFeed",
+    "Solana",
+    "SolanaDevnet",
+    "SvmOptions",
+    "SvmRail",
 ]
 
 _WHERE = {
@@ -32,8 +42,14 @@ _WHERE = {
     "Evm": "factories",
     "EvmOptions": "evm_options",
     "EvmRail": "evm_chain",
+    "FeePolicy": "svm_fees",
     "FixedPrice": "gas",
     "GasPolicy": "gas",
+    "PythFeed": "svm_fees",
+    "Solana": "svm_factories",
+    "SolanaDevnet": "svm_factories",
+    "SvmOptions": "svm_options",
+    "SvmRail": "svm_chain",
 }
 
 

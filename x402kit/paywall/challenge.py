@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..errors import BadRequest, PaymentRefused
+from ..errors import BadRequest, PaymentRefused, RailUnavailable
 from ..model import CHALLENGE_SECONDS, Claim, Json, PaymentPayload, PaymentRequirements
 from ..money import MAX_AMOUNT, Usd, format_units
 from ..networks.port import Rail
@@ -44,8 +44,16 @@ class _Terms:
         parties = f'"asset":{_text(asset.address)},"payTo":{_text(rail.pay_to)},"maxTimeoutSeconds":'
         self.v2_head = f'{{"scheme":{_text(rail.scheme)},"network":{_text(rail.network)},{parties}'
         self.v1_head = f'{{"scheme":{_text(rail.scheme)},"network":{_text(self.v1_name)},{parties}'
-        shown = {"currency": asset.symbol, "decimals": asset.decimals, "chain": self.v1_name or rail.network}
-        self.extra = _text({**rail.extra(), **shown})[:-1]
+        self._shown = {"currency": asset.symbol, "decimals": asset.decimals, "chain": self.v1_name or rail.network}
+        self._extra: Json = {}
+        self._extra_text = ""
+
+    def extra(self) -> str:
+        """The rail's own part of ``extra``, as open JSON text; a rail may learn it late. ``RailUnavailable``."""
+        found = self.rail.extra()
+        if found != self._extra or not self._extra_text:
+            self._extra, self._extra_text = found, _text({**found, **self._shown})[:-1]
+        return self._extra_text
 
     def requirements(self, resource: Resource, amount: int, extra: Json | None = None) -> PaymentRequirements:
         rail = self.rail
@@ -98,22 +106,27 @@ class Challenges:
         network: str = "",
     ) -> Challenge:
         """Offers for one quote, with a wallet proof's challenge as JSON text; ``network``: on that one alone. Nothing
-        is stored.
+        is stored. Raises ``RailUnavailable`` where no rail can be offered now.
         """
         bound = binding.fingerprint()
         expiry = now + CHALLENGE_SECONDS
         v2: list[str] = []
         v1: list[str] = []
+        trouble: RailUnavailable | None = None
         about = f'"description":{_text(description or resource.description)},"mimeType":{_text(resource.mime_type)}'
         place = _text(url)
         for terms in self._terms:
             if network and terms.rail.network != network:
                 continue
-            surcharge = terms.rail.surcharge()
+            try:
+                surcharge, own = terms.rail.surcharge(), terms.extra()
+            except RailUnavailable as e:  # the other rails can be offered all the same
+                trouble = e
+                continue
             decimals = terms.rail.asset.decimals
             amount = _amount(ceiling, decimals, surcharge)
             quote = self._quotes.make(bound, terms.requirements(resource, amount), expiry)
-            extra = f'"extra":{terms.extra}{_breakdown(ceiling, decimals, surcharge)}'
+            extra = f'"extra":{own}{_breakdown(ceiling, decimals, surcharge)}'
             seconds = resource.max_timeout_seconds
             most = f'"amount":"{amount}","maxAmountRequired":"{amount}"'
             v2.append(f'{terms.v2_head}{seconds},{most},{extra},"quote":"{quote}"}}}}')
@@ -121,6 +134,8 @@ class Challenges:
                 v1.append(
                     f'{terms.v1_head}{seconds},"maxAmountRequired":"{amount}","resource":{place},{about},{extra}}}}}'
                 )
+        if trouble is not None and not v2:
+            raise trouble
         reason = _text(error)
         proofs = f',"extensions":{{"sign-in-with-x":{sign_in}}}' if sign_in else ""
         head = f'{{"x402Version":2,"error":{reason},"resource":{{"url":{place},{about}}}'
