@@ -36,6 +36,7 @@ _SETTINGS: Final = {
     # Every statement goes by a key: it is planned once, and well even before the tables have been counted.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
+    "jit": "off",
     # A commit that is not on disk is no commit (J02); who has set more than this keeps it.
     "synchronous_commit": "on",
 }
