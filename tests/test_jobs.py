@@ -180,8 +180,8 @@ def test_killed_with_a_job_under_way(tmp_path: Path) -> None:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         env = environment({**seller_of(chain, tmp_path / "payments.db"), "X402KIT_ORIGIN": url})
-        command = (sys.executable, "-m", "uvicorn", "examples.inference:app", "--app-dir", str(ROOT))
-        command = (*command, "--port", str(port))
+        app = ("examples.inference:app", "--app-dir", str(ROOT), "--port", str(port))
+        command = (sys.executable, "-m", "uvicorn", *app)
         payer = Payer(chain.accounts[1].private_key, limits=Limits(per_call="$0.10"), allow_insecure=True)
         server = Server(command, ready="Uvicorn running on", env=env)
         with httpx.Client(base_url=url, transport=payer.transport()) as client:
