@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -19,13 +20,15 @@ import pytest
 from tests.support.clients import ADDRESS, KEY
 from tests.support.commands import Result, on_terminal, run, started, terminal
 from tests.support.paid_server import PAY_TO, PaidServer, entry, serving
+from x402kit.cli import devnet as devnet_command
 from x402kit.cli import main
 from x402kit.cli.keys import journal_path
-from x402kit.devnet import DevnetError, EvmDevnet
+from x402kit.devnet import DevnetError, EvmDevnet, ToolMissing, packages
 from x402kit.devnet.rpc import JsonRpc
 from x402kit.networks.assets import DEFAULTS
 
 USDC = DEFAULTS["eip155:8453"]
+SOLANA_USDC = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v"
 
 
 def chain_id(rpc_url: str) -> str | None:
@@ -47,7 +50,12 @@ def test_devnet_prints_one_line_and_runs_until_stopped(stop: signal.Signals) -> 
     with started("devnet") as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        evm = json.loads(line)["evm"]
+        evm, svm = json.loads(line)["evm"], json.loads(line)["svm"]
+        assert set(svm) == {"rpc_url", "network", "usdc", "accounts"}
+        assert (svm["network"], svm["usdc"]) == ("solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp", SOLANA_USDC)
+        assert set(svm["accounts"][1]) == {"address", "secret_key"}
+        with contextlib.closing(JsonRpc(svm["rpc_url"].removeprefix("http://"))) as solana:
+            assert solana("getHealth") == "ok"
         assert set(evm) == {"rpc_url", "chain_id", "usdc", "accounts"}
         assert (evm["chain_id"], evm["usdc"]) == (8453, USDC.address)
         assert evm["accounts"][1]["address"] == ADDRESS
@@ -68,6 +76,7 @@ def test_devnet_on_a_terminal_is_for_people() -> None:
     text = "".join(said)
     assert f"1 payer      {ADDRESS}  1000.000000 USDC" in text
     assert f"export X402KIT_EVM_KEY={KEY}" in text
+    assert "export X402KIT_SVM_PAY_TO=" in text
     assert "http://127.0.0.1:" in text
     assert "{" not in text
 
@@ -82,14 +91,28 @@ def test_devnet_json_on_a_terminal() -> None:
     assert json.loads("".join(said))["evm"]["chain_id"] == 8453
 
 
-def test_devnet_says_when_its_chain_ended() -> None:
+@pytest.mark.parametrize(("at", "name"), [(0, "EVM"), (1, "Solana")])
+def test_devnet_says_when_its_chain_ended(at: int, name: str) -> None:
     with started("devnet") as process:
         assert process.stdout is not None
         process.stdout.readline()
-        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(child), signal.SIGKILL)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2
+        os.kill(int(children[at]), signal.SIGKILL)
         _, complaints = process.communicate(timeout=10)
-    assert (process.returncode, complaints) == (1, "x402kit: the EVM chain ended\n")
+    assert (process.returncode, complaints) == (1, f"x402kit: the {name} chain ended\n")
+
+
+def test_devnet_without_a_solana_runtime_has_the_other_chain(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> Path:
+        raise ToolMissing("not built for this machine")
+
+    monkeypatch.setattr(packages, "surfpool", missing)
+    with contextlib.ExitStack() as stack:
+        assert devnet_command._solana(stack) is None  # pyright: ignore[reportPrivateUsage]  # needs no second process
+    assert capsys.readouterr().err == "x402kit: no Solana: not built for this machine\n"
 
 
 def test_devnet_into_a_pipe_that_nobody_reads_leaves_nothing() -> None:

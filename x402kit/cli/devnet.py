@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import time
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-from ..devnet import EvmDevnet
+from ..devnet import EvmDevnet, SvmDevnet, ToolMissing
 from ..money import format_units
 from .output import bold, dim, error, wants_json, write_json
 from .status import ERROR, OK
 
 __all__ = ["Stoppable", "add", "run"]
 
-_DESCRIPTION = """Start local chains on free loopback ports, with Circle's USDC contract and funded accounts.
+_DESCRIPTION = """Start local chains on free loopback ports, an EVM chain and a Solana, with USDC and funded accounts.
 
 In a pipe or with --json it prints one line when ready:
-  {"evm": {"rpc_url", "chain_id", "usdc", "accounts": [{"address", "private_key"}]}}
+  {"evm": {"rpc_url", "chain_id", "usdc", "accounts": [{"address", "private_key"}]},
+   "svm": {"rpc_url", "network", "usdc", "accounts": [{"address", "secret_key"}]}}
+Where the Solana runtime is not built for this machine, "svm" is missing.
 Account 0 is the seller's settlement wallet, account 1 a payer with 1 000 USDC. The keys are public and worth nothing.
 Runs until Ctrl-C or SIGTERM, and leaves nothing behind.
 """
@@ -60,31 +64,51 @@ class Stoppable:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chains until a signal comes. Status 1 when one of them ended by itself."""
-    with Stoppable(), EvmDevnet() as evm:
+    with Stoppable(), contextlib.ExitStack() as stack:
+        evm = stack.enter_context(EvmDevnet())
+        svm = _solana(stack)
         if wants_json(arguments.json):
-            write_json(evm.describe())
+            write_json({**evm.describe(), **(svm.describe() if svm else {})})
         else:
-            _show(evm)
-        while evm.running:
+            _show(evm, svm)
+        while evm.running and (svm is None or svm.running):
             time.sleep(0.5)
-        error("the EVM chain ended")
+        error("the EVM chain ended" if not evm.running else "the Solana chain ended")
         return ERROR
     return OK
 
 
-def _show(evm: EvmDevnet) -> None:
+def _solana(stack: contextlib.ExitStack) -> SvmDevnet | None:
+    try:
+        return stack.enter_context(SvmDevnet())
+    except ToolMissing as e:
+        error(f"no Solana: {e}")
+        return None
+
+
+def _show(evm: EvmDevnet, svm: SvmDevnet | None) -> None:
     print(f"{bold('EVM')}  {evm.rpc_url}  chain {evm.chain_id} (eip155:{evm.chain_id})")
-    print(f"     USDC {evm.usdc}\n")
-    roles = {0: "settlement", 1: "payer"}
-    for index, account in enumerate(evm.accounts):
-        balance = format_units(evm.balance_of(account.address), 6)
-        print(f"  {index} {roles.get(index, ''):<10} {account.address} {balance:>12} USDC")
-        print(f"               {dim(account.private_key)}")
+    _accounts(evm.usdc, [(each.address, each.private_key, evm.balance_of(each.address)) for each in evm.accounts])
     seller, payer = evm.accounts[:2]
+    lines = [f"X402KIT_EVM_PAY_TO={seller.address}", f"X402KIT_EVM_KEY={seller.private_key}"]
+    urls = f"X402KIT_EVM_RPC_URL={evm.rpc_url}"
+    if svm is not None:
+        print(f"\n{bold('Solana')}  {svm.rpc_url}  {svm.network}")
+        _accounts(svm.usdc, [(each.address, each.secret_key, svm.balance_of(each.address)) for each in svm.accounts])
+        lines += [f"X402KIT_SVM_RPC_URL={svm.rpc_url}", f"X402KIT_SVM_PAY_TO={svm.accounts[0].address}"]
+        lines += [f"X402KIT_SVM_KEY={svm.accounts[0].secret_key}"]
     print("\nFor a seller:")
-    print(f"  export X402KIT_ENV=devnet X402KIT_EVM_RPC_URL={evm.rpc_url}")
-    print(f"  export X402KIT_EVM_PAY_TO={seller.address}")
-    print(f"  export X402KIT_EVM_KEY={seller.private_key}")
+    print(f"  export X402KIT_ENV=devnet {urls}")
+    for line in lines:
+        print(f"  export {line}")
     print("For a payer, in another shell:")
     print(f"  export X402KIT_EVM_KEY={payer.private_key}")
-    print(f"\n{dim('The keys are public and worth nothing. Ctrl-C stops the chain.')}", flush=True)
+    print(f"\n{dim('The keys are public and worth nothing. Ctrl-C stops the chains.')}", flush=True)
+
+
+def _accounts(usdc: str, accounts: Sequence[tuple[str, str, int]]) -> None:
+    print(f"     USDC {usdc}\n")
+    roles = {0: "settlement", 1: "payer"}
+    for index, (address, key, balance) in enumerate(accounts):
+        print(f"  {index} {roles.get(index, ''):<10} {address} {format_units(balance, 6):>12} USDC")
+        print(f"               {dim(key)}")
