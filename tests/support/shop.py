@@ -28,13 +28,15 @@ from typing import Any, Final
 import httpx
 
 from x402kit.devnet import EvmAccount, EvmDevnet
-from x402kit.model import Claim, Json, PaymentRequired
+from x402kit.ledger.sqlite import SQLiteStore
+from x402kit.model import Account, Claim, Json, PaymentRequired
 from x402kit.networks.evm import Transfer, address_of, checksum
 from x402kit.protocols.x402 import decode_header, encode_header, parse_payment_required
 
 from .evm_payments import payload_of, sign
 from .faulty_rpc import FaultyRpc, faulty_rpc
 from .shop_server import Kill, Setup, serve
+from .wallet_proofs import evm_wallet, header, katana
 
 __all__ = ["Kill", "Payment", "Server", "Setup", "Shop", "Shown", "at_once", "faulty_node", "opened"]
 
@@ -57,6 +59,9 @@ class Payment:
     nonce: str
     amount: int
     body: bytes = b""
+    proof: bool = False
+    """Not a payment but a wallet proof; ``nonce`` is then a name for this showing."""
+    key: str = ""
 
     @property
     def id(self) -> str:
@@ -65,7 +70,8 @@ class Payment:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"PAYMENT-SIGNATURE": self.header}
+        made = {"X-Sign-In-With-X" if self.proof else "PAYMENT-SIGNATURE": self.header}
+        return made | ({"Idempotency-Key": self.key} if self.key else {})
 
 
 @dataclass(frozen=True)
@@ -206,6 +212,30 @@ class Shop:
         header = encode_header(document)
         return Payment(header, method, path, account.address, "0x" + nonce.hex(), offer.amount, body)
 
+    def prove(self, path: str = "/goods", method: str = "GET", body: bytes = b"", *, key: str = "") -> Payment:
+        """A fresh wallet proof of the payer, for one call from its balance."""
+        account = self.chain.accounts[1]
+        wallet = evm_wallet(bytes.fromhex(account.private_key.removeprefix("0x")))
+        text = header(katana(wallet, int(time.time()), service="x402kit")).decode()
+        return Payment(text, method, path, account.address, secrets.token_hex(8), 0, body, proof=True, key=key)
+
+    def fund(self, amount: int) -> None:
+        """Credit the payer by hand, in atomic units."""
+        account = Account.of("eip155:8453", self.chain.usdc, self.chain.accounts[1].address)
+
+        async def deposit() -> None:
+            store = SQLiteStore(self.setup.ledger)
+            await store.start()
+            await store.deposit(account, amount, secrets.token_hex(8))
+            await store.close()
+
+        asyncio.run(deposit())
+
+    @property
+    def balance(self) -> tuple[int, int]:
+        """What the payers have available and held, together."""
+        return tuple(self.query("SELECT ifnull(sum(available), 0), ifnull(sum(held), 0) FROM accounts")[0])
+
     def show(
         self,
         payment: Payment,
@@ -244,7 +274,7 @@ class Shop:
         while True:
             with contextlib.suppress(httpx.TransportError):
                 last = self.show(payment, server)
-                if last.status in (200, 402, 403):
+                if last.status in (200, 202, 402, 403):
                     return last
             assert time.monotonic() < end, f"no final answer: {self.shown[-1:]}"
             time.sleep(0.05)

@@ -24,7 +24,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from x402kit import Paywall, usd
@@ -33,6 +33,7 @@ from x402kit.ledger.sqlite import SQLiteStore
 from x402kit.networks import EvmOptions, EvmRail
 from x402kit.networks.evm_wallet import Wallet
 from x402kit.networks.facilitator import FacilitatorRail
+from x402kit.pricing import Tokens
 
 __all__ = ["STEPS", "Kill", "Setup", "serve"]
 
@@ -228,8 +229,17 @@ class _Goods:
             options.setdefault("keep_bytes", self._setup.keep_bytes)
             return Route(path, paywall.paid(price, **options)(endpoint), methods=[method])
 
+        async def finish(request: Request) -> Response:
+            await paywall.finish(request.query_params["job"], "$0.004")
+            return PlainTextResponse("finished")
+
+        free: list[BaseRoute] = [Route("/free", _free), Route("/finish", finish)]
         return Starlette(
             routes=[
+                *free,
+                Mount("/v1/x402", paywall.wallet_service(minimum="$0.01")),
+                priced("/chat", self.chat, Tokens(input="$1/M", output="$1/M"), method="POST"),
+                priced("/job", self.job),
                 priced("/goods", self.goods),
                 priced("/other", self.goods),
                 priced("/dear", self.goods, "$5"),
@@ -242,7 +252,6 @@ class _Goods:
                 priced("/echo", self.echo, method="POST"),
                 priced("/priced", self.echo, _by_count, method="POST"),
                 priced("/slow-price", self.goods, _slow_price, needs_body=False),
-                Route("/free", _free),
             ]
         )
 
@@ -292,6 +301,26 @@ class _Goods:
 
         return StreamingResponse(parts())
 
+    async def chat(self, request: Request) -> Response:
+        """Events with text, for as long as ``handler`` says, and no usage before the end."""
+        self._begin(request)
+        text = b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\n'
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield text
+            for _ in range(10):
+                await asyncio.sleep(self._setup.handler / 10)
+                yield text
+            self._write("end", request)
+            yield b'data: {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 11}}\n\n'
+            yield b"data: [DONE]\n\n"
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    async def job(self, request: Request) -> Response:
+        self._begin(request)
+        return self._end(request, JSONResponse({"goods": "a job", "job": _paid(request).defer(600)}, 202))
+
     def _begin(self, request: Request) -> None:
         self._turns += 1
         if self._kill and not self._kill.after and self._turns == self._kill.turn:
@@ -305,8 +334,11 @@ class _Goods:
         return answer
 
     def _write(self, step: str, request: Request) -> None:
-        receipt = _paid(request).receipt
-        line = f"{step} {receipt.transaction if receipt else 'unsettled'}\n"
+        paid = _paid(request)
+        name = (
+            paid.request_id if paid.source == "balance" else paid.receipt.transaction if paid.receipt else "unsettled"
+        )
+        line = f"{step} {name}\n"
         output = os.open(self._setup.runs, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.write(output, line.encode())
         os.close(output)
@@ -405,10 +437,11 @@ def _wrap(target: Any, name: str, kill: Kill, when: Callable[[Any], bool]) -> No
 
 def _dying_response(app: ASGIApp, kill: Kill) -> ASGIApp:
     """Before: nothing of a paid answer is sent. After: all of it is, and the process is gone before the task ends."""
+    paying = (b"payment-signature", b"x-sign-in-with-x")
 
     async def dying(scope: Scope, receive: Receive, send: Send) -> None:
         async def watched(message: Any) -> None:
-            paid = scope["type"] == "http" and any(name == b"payment-signature" for name, _ in scope["headers"])
+            paid = scope["type"] == "http" and any(name in paying for name, _ in scope["headers"])
             if paid and not kill.after and message["type"] == "http.response.start":
                 _die()
             await send(message)
