@@ -26,6 +26,7 @@ from tests.support.prepaid_shop import Arrived, PrepaidShop, opened
 from x402kit.client import (
     BalanceTooLow,
     Limits,
+    NothingPayable,
     Payer,
     PaymentInfo,
     PaymentOutcomeUnknown,
@@ -163,6 +164,7 @@ def test_an_account_that_signs_no_messages_is_told_of() -> None:
     paying = Payer(evm_account=Blind(), limits=Limits(hosts=HOSTS), allow_insecure=True, balance="first")
     with pytest.raises(ConfigError, match="sign_message"):
         call(paying, "httpx", "http://127.0.0.1:9/goods")
+    assert [row.state for row in paying.balance_calls()] == ["refused"]
 
 
 def test_balance_has_three_settings() -> None:
@@ -261,13 +263,32 @@ def test_a_request_with_a_proof_of_the_callers_own_is_left_alone(shop: PrepaidSh
     "change", [{"domain": "bank.example"}, {"uri": "https://bank.example/"}, {"statement": "a\nURI: b"}]
 )
 def test_F02_a_challenge_of_another_place_is_not_signed(shop: PrepaidShop, change: dict[str, str]) -> None:
-    with httpx.Client() as client:
-        asked = decode_header(client.get(shop.url + "/goods").headers["payment-required"], floats=True)
-    asked["extensions"]["sign-in-with-x"]["info"].update(change)
-    shop.faults["/goods"] = [PlainTextResponse("", 402, {"payment-required": encode_header(asked)})]
+    shop.faults["/goods"] = [PlainTextResponse("", 402, {"payment-required": challenge_with(shop, change)})]
     answer = request(payer(balance="first"), "httpx", "GET", shop.url + "/goods")
     assert proofs(shop.seen) == []
     assert info_of(answer).source == "payment"
+
+
+def test_a_challenge_for_wallets_of_other_networks_is_not_answered(shop: PrepaidShop) -> None:
+    solana = challenge_with(shop, {}, "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp")
+    shop.faults["/goods"] = [PlainTextResponse("", 402, {"payment-required": solana})]
+    assert info_of(request(payer(balance="first"), "httpx", "GET", shop.url + "/goods")).source == "payment"
+    elsewhere = payer(balance="first", limits=Limits(networks=["base-sepolia"]))
+    with pytest.raises(NothingPayable):
+        request(elsewhere, "httpx", "GET", shop.url + "/goods")
+    assert proofs(shop.seen) == []
+
+
+def challenge_with(shop: PrepaidShop, info: dict[str, str], *chains: str) -> str:
+    """The 402 of a GET of the goods, with something else in its sign-in challenge."""
+    with httpx.Client() as client:
+        asked = decode_header(client.get(shop.url + "/goods").headers["payment-required"], floats=True)
+    found = asked["extensions"]["sign-in-with-x"]
+    found["info"].update(info)
+    if chains:
+        found["supportedChains"] = [{"chainId": chain, "type": "ed25519"} for chain in chains]
+    shop.seen.clear()
+    return encode_header(asked)
 
 
 # Too low
@@ -552,6 +573,22 @@ def test_an_apps_own_401_and_403_come_back_as_they_are(shop: PrepaidShop, status
     shop.faults["/goods"] = [JSONResponse({"error": {"message": "no such key"}}, status)]
     answer = call(paying, "httpx", shop.url + "/goods")
     assert (answer.status_code, answer.json()["error"]["message"], len(shop.seen)) == (status, "no such key", 1)
+
+
+def test_a_401_that_can_not_be_read_comes_back_as_it_is(shop: PrepaidShop) -> None:
+    paying = prepaid(shop)
+    shop.faults["/goods"] = [PlainTextResponse("{", 401, {"content-type": "application/json"})]
+    assert (call(paying, "httpx", shop.url + "/goods").content, len(shop.seen)) == (b"{", 1)
+
+
+@pytest.mark.parametrize("doubt", [False, True])
+def test_a_429_ends_the_call_unless_something_was_lost_before_it(shop: PrepaidShop, doubt: bool) -> None:
+    paying = prepaid(shop)
+    shop.faults["/goods"] = [*(["drop"] if doubt else []), PlainTextResponse("slower", 429)]
+    assert call(paying, "httpx", shop.url + "/goods").status_code == 429
+    assert [row.state for row in paying.balance_calls()] == ["cooling" if doubt else "refused"]
+    assert info_of(call(paying, "httpx", shop.url + "/goods")).replayed == doubt
+    assert (shop.runs["goods"], balance_at(shop, paying)) == (1, 990_000)
 
 
 # Caps

@@ -87,7 +87,7 @@ class FromBalance:
         self._setup, self._target, self._begun = setup, target, setup.now()
         self._in_use: BalanceCall | None = None
         self._doubt = False
-        self._tried = False
+        self._tried = self._sent = False
         self._network = ""
 
     @property
@@ -181,6 +181,7 @@ class FromBalance:
             proof: str = yield Store(self._proof(challenge, call))
             challenge = None
             headers = {SIGN_IN_WITH_X: proof} | ({KEY: call.key} if call.key else {})
+            self._sent = True
             result: Answer | Lost = yield Send(headers)
             if (yield from self._is_refusal(result)):
                 refusals += 1
@@ -252,7 +253,7 @@ class FromBalance:
     def _state_after(self, answer: Answer) -> str:
         if _is_again(answer):
             return "unknown"
-        if answer.status >= 400 and self._doubt:
+        if answer.status >= 400 and self._doubt and PAYMENT_RESPONSE not in answer.headers:
             return "cooling"
         return "refused" if answer.status in (401, 403, 429) else "answered"
 
@@ -284,6 +285,9 @@ class FromBalance:
         """The call ends before its answer did (M12): its key is kept for the next identical one. Blocks."""
         call, self._in_use = self._in_use, None
         if call is None:
+            return None
+        if not self._sent and not self._doubt:
+            self._write(call, "refused", "never sent", None)
             return None
         self._write(call, "unknown", f"interrupted: {error!r}", None)
         return _unknown(call.reference)
