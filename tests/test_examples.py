@@ -388,6 +388,33 @@ def test_a_proof_as_katanas_clients_make_it(unpaid: httpx.Client, chain: EvmDevn
     assert (told["wallet_address"], told["balance_usdc"]) == (chain.accounts[4].address, "0.000000")
 
 
+def test_it_runs_on_postgresql(own_chain: EvmDevnet, database: str, tmp_path: Path) -> None:
+    env = {**seller_of(own_chain, tmp_path / "unused.db"), "X402KIT_LEDGER": database}
+    limits = Limits(per_call="$0.50")
+    payer = Payer(own_chain.accounts[1].private_key, limits=limits, balance="first", allow_insecure=True)
+    with (
+        served("examples.inference:app", env, cwd=tmp_path) as url,
+        httpx.Client(base_url=url, transport=payer.transport(), timeout=30) as client,
+    ):
+        body = {"model": "demo", "messages": HELLO, "max_tokens": 2_000}
+        sources: list[str] = []
+        for _ in range(2):  # what the payment left is enough for the second
+            info = payment_of(client.post("/v1/chat/completions", json=body | {"max_tokens": 12 if sources else 2_000}))
+            assert info is not None
+            sources.append(info.source)
+        payer.wallet(f"{url}/v1/x402", client).top_up("0.10")
+        answer = client.post("/v1/generation-requests", json={"requests": [{"prompt": "a cat"}, {"prompt": "!"}]})
+        assert ended(client, answer.headers["location"])["billing"]["refunded_usdc"] == "0.020000"
+    payer.close()
+    assert sources == ["payment", "balance"]
+    assert run("ledger", "verify", database).status == 0
+    (sums,) = json.loads(run("ledger", "totals", database).out)["assets"].values()
+    assert sums["held"] == 0
+    assert (
+        sums["revenue"] + sums["available"] == -sums["external"] == own_chain.balance_of(own_chain.accounts[0].address)
+    )
+
+
 def test_without_a_rail_it_says_what_to_set() -> None:
     done = subprocess.run(
         (sys.executable, "-m", "uvicorn", "examples.inference:app", "--app-dir", str(ROOT)),
