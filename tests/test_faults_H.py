@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncGenerator, Callable
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from tests.support.asking import Answer, ask
+from tests.support.asking import Answer, ask, make_scope
+from tests.support.payments import pay
 from tests.support.serving import serving
 from tests.support.till import (
     ASKED,
@@ -41,6 +45,7 @@ from tests.support.till import (
     use,
 )
 from x402kit.asgi import delivery
+from x402kit.pricing import Tokens
 from x402kit.protocols.x402 import decode_header
 
 START = 100_000
@@ -52,9 +57,6 @@ DONE = event("[DONE]")
 def way(request: pytest.FixtureRequest) -> Way:
     made: Way = request.param
     return made
-
-
-Opening = Callable[..., Any]
 
 
 @pytest.fixture
@@ -89,8 +91,6 @@ async def leave_when(till: Till, way: Way, app: App, ready: asyncio.Event, **opt
 
 @pytest.mark.parametrize("billed", [False, True], ids=["plain", "billed"])
 def test_H01_a_chunk_is_with_its_caller_before_the_next_is_made(way: Way, billed: bool, tmp_path: Path) -> None:
-    import threading
-
     got = threading.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +116,6 @@ def test_H01_a_chunk_is_with_its_caller_before_the_next_is_made(way: Way, billed
 
 def run(till: Till, way: Way, url: str) -> dict[str, str]:
     """Credentials for a till that runs in a server's thread."""
-    from tests.support.payments import pay
 
     def entry(path: str, body: Any) -> Any:
         answer = httpx.post(url + path, json=body, trust_env=False)
@@ -472,9 +471,6 @@ async def test_H06_a_handler_that_never_begins_is_ended_too(tmp_path: Path, way:
 
 def test_H06_a_caller_who_does_not_read_has_left_and_pays(tmp_path: Path) -> None:
     """Else the last bytes, unread, would make all the others free."""
-    import socket
-    import time
-
     chunk = b"x" * 65_536
     given: list[int] = []
 
@@ -659,8 +655,6 @@ async def test_H09_a_file_is_charged_and_has_no_bill(till: Till, way: Way, tmp_p
     async def send(message: Message) -> None:
         sent.append(message)
 
-    from tests.support.asking import make_scope
-
     await till.app(make_scope("POST", way.path, credentials), receive, send)
     assert sent[-1] == {"type": "http.response.pathsend", "path": str(tmp_path)}
     assert (await till.ended(way)).open is False
@@ -688,8 +682,6 @@ async def test_H01_a_json_answer_that_a_middleware_takes_apart_has_its_bill(tmp_
     routes = [Route(path, goods, methods=["POST"]) for path in ("/fixed", "/metered")]
     inner = Starlette(routes=routes, middleware=[Middleware(Passing)])
     options = {"report_usage": True}
-    from x402kit.pricing import Tokens
-
     prices = {
         "/fixed": {"price": "$0.01", **options},
         "/metered": {"price": Tokens(input="$1/M", output="$1/M"), **options},
@@ -699,3 +691,75 @@ async def test_H01_a_json_answer_that_a_middleware_takes_apart_has_its_bill(tmp_
     assert answer.json()["usage"][BILL]["charged_usdc"] == ("0.000021" if way.metered else "0.010000")
     assert int(answer.header("content-length")) == len(answer.body)
     await till.paywall.stop()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+async def test_H02_an_app_may_receive_twice_at_once(till: Till, way: Way) -> None:
+    """Both hear the body's end and the disconnect, and nobody hears one too early."""
+    heard: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            more = (await receive())["more_body"]
+        waiting = [asyncio.ensure_future(receive()) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        assert not any(each.done() for each in waiting)
+        await reply(send, json.dumps({"usage": use(8)}).encode())
+        heard.extend(await asyncio.gather(*waiting))
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert answer.status == 200
+    assert [message["type"] for message in heard] == ["http.disconnect"] * 2
+    assert (await till.ended(way)).charged == (8 if way.metered else FIXED)
+
+
+def test_H01_pipelined_calls_are_served_and_charged_each_for_itself(tmp_path: Path) -> None:
+    names = ["first", "second", "third"]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, scope["query_string"], kind=b"text/plain")
+        await asyncio.sleep(0.05)
+        await send(part(b" done", more=False))
+
+    till = make(str(tmp_path / "payments.db"))
+    till.playing.app = app
+    with serving(till.app) as url:
+        headers = run(till, WAYS[2], url)
+        host, port = url.removeprefix("http://").split(":")
+        lines = b""
+        for number, name in enumerate(names):
+            proof = "".join(f"{name}: {value}\r\n" for name, value in (till.proof() if number else headers).items())
+            close = "Connection: close\r\n" if number == 2 else ""
+            lines += f"POST /fixed?{name} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{close}{proof}\r\n".encode()
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(lines)
+            got = b""
+            while chunk := line.recv(65_536):
+                got += chunk
+        said = httpx.get(f"{url}/v1/x402/balance/{till.wallet.address}", headers=till.proof(), trust_env=False).json()
+    assert got.count(b"HTTP/1.1 200") == 3
+    assert [got.count(name.encode()) for name in names] == [1, 1, 1]
+    assert got.count(b" done") == 3
+    assert (said["balance_usdc"], said["held_usdc"]) == ("0.070000", "0.000000")
+
+
+def test_H02_a_real_connection_that_closes_before_the_first_byte(tmp_path: Path) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await forever()
+
+    till = make(str(tmp_path / "payments.db"))
+    till.playing.app = app
+    with serving(till.app) as url:
+        headers = run(till, WAYS[2], url)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/fixed", headers=headers, timeout=0.3, trust_env=False)
+        end = time.monotonic() + 5
+        while True:
+            where = f"{url}/v1/x402/balance/{till.wallet.address}"
+            said = httpx.get(where, headers=till.proof(), trust_env=False).json()
+            if said["held_usdc"] == "0.000000":
+                break
+            assert time.monotonic() < end
+    assert (said["balance_usdc"], till.playing.cancelled) == ("0.100000", 1)

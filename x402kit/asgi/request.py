@@ -65,7 +65,7 @@ class PricedRequest:
     @property
     def bodyless(self) -> bool:
         """Whether it says that it has no body, so that reading it waits for nothing."""
-        return not any(name in _LENGTHS for name, _ in self.scope["headers"])
+        return not any(name in _LENGTHS and value != b"0" for name, value in self.scope["headers"])
 
     @property
     def quoted(self) -> Quote | None:
