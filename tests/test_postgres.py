@@ -121,7 +121,7 @@ async def test_C06_one_hold_id_at_two_machines_is_one_hold(store: PostgresStore,
                 hold(str(number), holder="two", account=bob if number % 2 else ALICE), Spend(f"b{number}", FAR)
             ),
         )
-        assert one == other
+        assert one._replace(lease_until=0) == other._replace(lease_until=0)
         # The proof of who came second is not spent.
         spent = [await store.proof_spent(f"{name}{number}") for name in "ab"]
         assert spent == ([True, False] if one.holder == "one" else [False, True])
