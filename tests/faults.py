@@ -13,8 +13,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "faults.md"
 
-BALANCES = "waits for prepaid balances"
-
 CASES: dict[str, dict[str, str]] = {
     "A. The challenge and the route": {
         "A01": "price lowered in the echo",
@@ -65,6 +63,20 @@ CASES: dict[str, dict[str, str]] = {
         "C10": "two calls on one balance",
         "C11": "a flood of unpaid challenges",
     },
+    "E. The ledger": {
+        "E01": "the same deposit twice",
+        "E02": "a crash between a deposit's key and its balance",
+        "E03": "the commit succeeded, its answer was lost",
+        "E04": "more captured than reserved",
+        "E05": "captured after it was voided, and other second ends",
+        "E06": "the reserve expires while the stream runs",
+        "E07": "void and capture at the same moment",
+        "E08": "rounding, a million times",
+        "E09": "overflow and sign",
+        "E10": "a refund paid twice",
+        "E11": "a payer nobody has seen",
+        "E12": "balances rebuilt from the log",
+    },
     "F. Wallet proofs": {
         "F01": "a nonce shown again",
         "F02": "signed for another site",
@@ -74,6 +86,18 @@ CASES: dict[str, dict[str, str]] = {
         "F06": "clocks that differ",
         "F07": "a contract wallet changes its owner",
         "F08": "spending by way of a browser or a shared cache",
+    },
+    "H. Streams, and callers who leave": {
+        "H01": "a stream must stream",
+        "H02": "the caller leaves before the first byte",
+        "H03": "the caller leaves amid the stream",
+        "H04": "a usage of zero",
+        "H05": "usage missing, cut, compressed, faked, twice",
+        "H06": "a stream that stalls",
+        "H07": "the handler raises after its headers",
+        "H08": "the handler raises before them",
+        "H09": "which statuses are charged for",
+        "H10": "hidden reasoning",
     },
     "I. Settlement": {
         "I01": "chain or facilitator down at the check",
@@ -128,21 +152,15 @@ CASES: dict[str, dict[str, str]] = {
     },
 }
 
-WAITS = {
-    "A05": "waits for wallet proofs; nothing is keyed by what a client echoes",
-    "B17": "waits for metered prices: an exact payment is captured as it is",
-    "C06": "waits for balances: no client-chosen key gives access to anything",
-    "C10": BALANCES,
-    "F08": BALANCES,
-    "J05": "waits for PostgreSQL",
-}
+WAITS: dict[str, str] = {}
+"""Cases that can't be played before another part is there, and which one."""
 
 HEAD = """# Attacks and faults
 
 What must never happen, and the tests that try to make it happen. A test's name holds the case, so `pytest -k C03` runs
 it. This page is written by `python -m tests.faults` from the tests that exist; a test holds it to them.
 
-Cases about Solana, the ledger of balances, L402, metered streams and API keys come with those parts.
+Cases about Solana, L402 and API keys come with those parts.
 """
 
 

@@ -345,7 +345,7 @@ async def test_K03_junk_proofs_cost_no_store_no_chain_and_no_memory(
     monkeypatch.undo()
 
 
-async def test_I12_nothing_is_left_of_calls_that_are_over(till: Till) -> None:
+async def test_nothing_is_left_of_calls_that_are_over(till: Till) -> None:
     tasks = len(asyncio.all_tasks())
     for _ in range(20):
         assert (await till.ask("/fixed", till.proof())).status in (200, 402)

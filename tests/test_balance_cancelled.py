@@ -118,7 +118,7 @@ async def credentials(till: Till, kind: str, path: str, proved: bool) -> tuple[d
 
 @pytest.mark.parametrize("after", [False, True], ids=["during", "after"])
 @pytest.mark.parametrize("kind", CALLS)
-async def test_I6_I12_a_call_that_is_cancelled_at_any_step_holds_nothing(ledger: str, kind: str, after: bool) -> None:
+async def test_I6_a_call_that_is_cancelled_at_any_step_holds_nothing(ledger: str, kind: str, after: bool) -> None:
     path, app, proved = CALLS[kind]
     till, trap = opened(ledger)
     await till.credit(START)
