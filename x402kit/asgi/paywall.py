@@ -197,15 +197,14 @@ class Paywall:
     ) -> WalletService:
         """Top-ups, balances and transactions, to be mounted: ``Mount("/v1/x402", paywall.wallet_service())``.
 
-        ``minimum`` and ``maximum`` of one top-up; ``withdraw`` lets a payer have the unused balance back, which needs
-        rails whose settlement wallet is the recipient of payments. ``dialect="venice"`` is for Venice's clients, at
-        ``/api/v1/x402``; one of each can be mounted. Raises ``ConfigError``.
+        ``minimum`` and ``maximum`` of one top-up; ``withdraw`` lets a payer have the unused balance back, on networks
+        whose rail settles from the wallet that is paid; there must be one. ``dialect="venice"`` is for Venice's
+        clients, at ``/api/v1/x402``; one of each can be mounted. Raises ``ConfigError``.
         """
         if dialect not in _SHAPES:
             raise ConfigError(f"the dialects of a wallet service are {', '.join(_SHAPES)}, not {dialect!r}")
-        if withdraw:
-            for rail in self.rails:
-                paying(rail)
+        if withdraw and not self._payouts.networks:
+            paying(self.rails[0])
         shape = _SHAPES[dialect]()
         price = TopUp.of(minimum, maximum, any_amount=shape.any_amount)
         made = WalletService(self, shape, price, withdraw=withdraw)

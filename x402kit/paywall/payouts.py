@@ -108,6 +108,11 @@ class Payouts:
         self._process = f"payout:{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts = itertools.count()
 
+    @property
+    def networks(self) -> list[str]:
+        """Those on which balances can be paid back."""
+        return list(self._rails)
+
     async def reconcile(self) -> None:
         """One pass over payouts whose end is open."""
         await self._settler.reconcile()
