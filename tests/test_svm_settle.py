@@ -237,7 +237,13 @@ async def test_B12_what_the_chain_shows_decides_not_what_was_sent(svm: SvmDevnet
                 each["mint"] = str(Keypair().pubkey())
             return found
 
-        for change in (less, other, lambda found: {**found, "meta": {**found["meta"], "err": "x"}}, lambda _: {}):
+        def failing(found: Any) -> Any:
+            return {**found, "meta": {**found["meta"], "err": "x"}}
+
+        def nothing(found: Any) -> Any:
+            return {}
+
+        for change in (less, other, failing, nothing):
             node.faults["getTransaction"] = Fault(change=change)
             made = await outcome_of(shop, claim)
             assert (made.state, made.reason, made.spent) == ("failed", MISMATCH, True)
