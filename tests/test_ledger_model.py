@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,10 +20,10 @@ from x402kit.ledger.port import Store
 from x402kit.model import Account
 
 STEPS = int(os.environ.get("X402KIT_MODEL_STEPS", "50000"))
-WORLD = 1_000
+WORLD = 2_500
 """Steps before a store begins anew: the checks after each step read the whole log."""
 PARTS = 10
-WALLETS = 24
+WALLETS = 64
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -64,7 +65,7 @@ def _next(model: Model, before: dict[Account, Step], account: Account) -> Step:
     """Something new, or what was asked last, again: its answer was lost."""
     last = before.get(account)
     if last is not None and model.rng.random() < 0.25:
-        return last._replace(expected=last.again)
+        return replace(last, expected=last.again)
     before[account] = step = model.next(account)
     return step
 

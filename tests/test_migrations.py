@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ def _before(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[sqlite3.Connection]:
+def beside(path: Path) -> Generator[sqlite3.Connection]:
     with contextlib.closing(sqlite3.connect(path, timeout=5, isolation_level=None)) as connection:
         yield connection
 

@@ -44,7 +44,8 @@ class Line(NamedTuple):
         return cls(account, entry.key, entry.type, amounts, entry.balance, *told)
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """One move: how the store is asked, what it answers, and what when it is asked again."""
 
     name: str
@@ -59,15 +60,15 @@ class Model:
 
     rng: random.Random
     accounts: list[Account]
-    available: dict[Account, int] = field(default_factory=lambda: defaultdict(int))
-    held: dict[Account, int] = field(default_factory=lambda: defaultdict(int))
-    log: dict[Account, list[Line]] = field(default_factory=lambda: defaultdict(list))
-    keys: dict[str, Line] = field(default_factory=dict)
-    holds: dict[str, Hold] = field(default_factory=dict)
-    deferred: dict[str, int] = field(default_factory=dict)
-    claims: dict[str, Claim] = field(default_factory=dict)
-    payouts: dict[str, Claim] = field(default_factory=dict)
-    proofs: list[tuple[Account, str]] = field(default_factory=list)
+    available: dict[Account, int] = field(default_factory=lambda: defaultdict[Account, int](int))
+    held: dict[Account, int] = field(default_factory=lambda: defaultdict[Account, int](int))
+    log: dict[Account, list[Line]] = field(default_factory=lambda: defaultdict[Account, list[Line]](list))
+    keys: dict[str, Line] = field(default_factory=dict[str, Line])
+    holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
+    deferred: dict[str, int] = field(default_factory=dict[str, int])
+    claims: dict[str, Claim] = field(default_factory=dict[str, Claim])
+    payouts: dict[str, Claim] = field(default_factory=dict[str, Claim])
+    proofs: list[tuple[Account, str]] = field(default_factory=list[tuple[Account, str]])
     count: int = 0
 
     def next(self, account: Account) -> Step:
@@ -182,8 +183,7 @@ class Model:
         elif mine:
             hold = self.rng.choice(mine)
         else:
-            call = lambda s: s.void("never made")  # noqa: E731
-            return Step("void", call, HoldEnded("no_such_hold"), HoldEnded("no_such_hold"))
+            return Step("void", lambda s: s.void("never made"), HoldEnded("no_such_hold"), HoldEnded("no_such_hold"))
         if hold.state == "open" and self.rng.random() < 0.1:
             gone = HoldEnded("no_such_hold")
             return Step("void", lambda s: s.void(hold.id, holder="another"), gone, gone)
@@ -214,8 +214,12 @@ class Model:
         else:
             expected = HoldEnded(f"already_{hold.state}")
         holder = self.rng.choice((None, hold.holder))
-        call = lambda s: s.capture(hold.id, cost, holder=holder, overage=overage, status=200)  # noqa: E731
-        return Step("capture", call, expected, expected)
+        return Step(
+            "capture",
+            lambda s: s.capture(hold.id, cost, holder=holder, overage=overage, status=200),
+            expected,
+            expected,
+        )
 
     def defer(self, account: Account) -> Step:
         mine = [hold for hold in self.holds.values() if hold.account == account and hold.holder]
@@ -282,8 +286,9 @@ class Model:
             elif end == "failed":
                 self._post(account, f"payout-end:{name}", "returned", rules.returned(row.amount), "", "", reference)
         columns = {"reference": "0xpaid"} if move == "confirm" else {}
-        call = lambda s: s.move_payout(name, move, "o", **columns)  # noqa: E731
-        return Step(f"payout {move}", call, done, done and rules.may(move, end))
+        return Step(
+            f"payout {move}", lambda s: s.move_payout(name, move, "o", **columns), done, done and rules.may(move, end)
+        )
 
     # The books.
 

@@ -259,8 +259,8 @@ def _forgotten(connection: sqlite3.Connection, hold: Hold, error: sqlite3.Integr
     if row is None:
         raise insufficient(connection, hold.account, hold.amount, error) from error
     owner, asset, amount, at, resource, request_id, end, captured, ended_at = row
-    ended = {"state": HOLD_ENDS[end], "captured": captured, "ended_at": ended_at}
-    return Hold(hold.id, owner, asset, amount, "", at, at, resource=resource, request_id=request_id, **ended)
+    told = Hold(hold.id, owner, asset, amount, "", at, at, HOLD_ENDS[end], resource=resource, request_id=request_id)
+    return told._replace(captured=captured, ended_at=ended_at)
 
 
 def insufficient(
