@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import secrets
 import time
 from collections.abc import AsyncGenerator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
+from x402kit.asgi import wallet, wallet_shapes, wallet_venice
 from x402kit.errors import ConfigError
 from x402kit.model import Account, Json
 from x402kit.money import usd
@@ -30,6 +33,11 @@ from .support.wallet_proofs import Wallet, evm_wallet, header, solana_wallet, ve
 
 OWNER = evm_wallet(KEY)
 ACCOUNT = Account.of(NETWORK, USDC.address, PAYER)
+PARTS = {
+    *("receiverWallet", "tokenAddress", "tokenDecimals", "minimumAmountUsd", "step1", "step2", "step3"),
+    *("header", "legacyHeader", "topUp", "docs"),
+}
+"""Of what the page names as one."""
 PLACE = "/api/v1/x402"
 TOP_UP = PLACE + "/top-up"
 
@@ -203,6 +211,15 @@ def test_only_a_top_up_takes_any_amount() -> None:
         Resource("goods", price_of("$1"), amounts=bounds)
     with pytest.raises(ConfigError, match="only a top-up"):
         Resource("goods", price_of("$1"), canonical=bytes)
+
+
+def test_the_page_names_every_field() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "balances.md").read_text()
+    shapes = "".join(Path(inspect.getfile(module)).read_text() for module in (wallet, wallet_shapes, wallet_venice))
+    found = re.findall(r'^ +"(\w+)": ', shapes, re.MULTILINE)
+    fields = {name for name in found if not name.startswith("invalid_")} - PARTS
+    assert len(fields) > 40
+    assert [name for name in sorted(fields) if name not in page] == []
 
 
 # Reading
