@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from tests.support.asking import ask
+from tests.support.asking import ask, make_scope
 from tests.support.payments import KEY, PAYER, pay
 from tests.support.rails import NETWORK, USDC, OfflineRail
 from tests.support.till import (
@@ -570,6 +570,21 @@ async def test_E03_a_capture_whose_answer_was_lost_is_asked_for_again(till: Till
     assert await till.balance() == (START - 25, 0)
 
 
+async def test_E03_also_where_it_stays_lost(till: Till) -> None:
+    """The capture is there, and nothing but its answer is not: it is paid, so the goods go out."""
+    store: Any = till.store
+    capture = store.capture
+
+    async def deaf(*arguments: Any, **named: Any) -> Any:
+        await capture(*arguments, **named)
+        raise RailUnavailable("store_unavailable")
+
+    store.capture = deaf
+    answer = await till.ask("/metered", till.proof())
+    assert (answer.status, told(answer)["charged"]) == (200, "25")
+    assert await till.balance() == (START - 25, 0)
+
+
 async def test_J04_a_capture_that_can_not_be_written_gives_nothing_and_costs_nothing(till: Till) -> None:
     store: Any = till.store
 
@@ -582,6 +597,33 @@ async def test_J04_a_capture_that_can_not_be_written_gives_nothing_and_costs_not
     assert b"goods" not in answer.body
     store.capture = capture
     assert await till.balance() == (START, 0)
+
+
+async def test_K02_a_body_that_does_not_come_holds_no_reserve_for_ever(ledger: str) -> None:
+    async with opened(ledger, route={"start_seconds": 0.2}) as till:
+        await till.credit(START)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            while (await receive())["more_body"]:
+                pass
+            raise AssertionError
+
+        async def slowly() -> AsyncGenerator[dict[str, Any]]:
+            while True:
+                yield {"type": "http.request", "body": b"x", "more_body": True}
+                await asyncio.sleep(0.02)
+
+        till.playing.app = app
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = make_scope("POST", "/fixed", {**till.proof(), "Content-Length": "1000"})
+        body = slowly()
+        await till.app(scope, body.__anext__, send)
+        assert sent[0]["status"] == 408
+        assert await till.balance() == (START, 0)
 
 
 # --- what direct payments leave

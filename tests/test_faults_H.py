@@ -243,6 +243,8 @@ async def test_H02_both_at_once(till: Till) -> None:
     gone.set()
     with pytest.raises(asyncio.CancelledError):
         await request
+    while (await till.balance()).held:  # it is queued, and nobody could wait for it
+        await asyncio.sleep(0.01)
     assert await till.ended(WAYS[3]) == split(WAYS[3], 0)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from starlette.types import Message, Receive, Send
 
-from ..errors import ConfigError, OutcomeUnknown, PaymentInProgress, ServerError
+from ..errors import ConfigError, OutcomeUnknown, PaymentInProgress, RequestTimeout, ServerError
 from ..model import KEPT_SECONDS
 from ..money import format_units
 from ..paywall.resource import Resource
@@ -90,13 +90,12 @@ class Delivery:
             self._watch.expect(resource.start_seconds)
             if body is not None:
                 self._watch.listen(receive, body)
-        # A payment that was settled when it was first shown is not settled again.
-        self._after = not sale.settled
+        self._after = not sale.settled  # one that was settled when it was first shown is not settled again
         self._head: Message | None = None
         self._final: Headers | None = None
         self._final_of: Charged | None = None
         self._kept: bytearray | None = bytearray() if sale.keeps_answer else None
-        self._sending = False
+        self._reading = self._sending = False
         self._charged = False
         self._closed = False
         self._withheld = False
@@ -115,7 +114,9 @@ class Delivery:
         if watch is not None and watch.listens:
             message = await watch.receive()
         else:
+            self._reading = True
             message = await self._request()
+            self._reading = False
             if watch is not None and self._listens and self._request.whole and not watch.listens:
                 watch.listen(self._receive)
         if message["type"] == "http.disconnect":
@@ -127,7 +128,7 @@ class Delivery:
         kind = message["type"]
         if self.failure is not None or self._withheld:
             return
-        if kind == "http.response.start":
+        if kind == "http.response.start" and not self.started:
             self._head = message
             self._charged = self._resource.charge(message["status"])
             if self._metering.active:
@@ -203,6 +204,8 @@ class Delivery:
         assert self._watch is not None
         if self._sending:
             self._leave()
+        elif self._reading and not self._request.whole:
+            self.failure = RequestTimeout()  # it is the request's body that does not come (K02)
         self._watch.cut(End.LEFT_MIDWAY if self.left else End.STALLED)
 
     def _end(self) -> None:
@@ -241,8 +244,7 @@ class Delivery:
 
     def _gone(self) -> None:
         """The caller has left, says the watch. Before the first byte nothing was given, and the handler ends (H02)."""
-        if self._watch is None:
-            return
+        assert self._watch is not None
         if not self.started:
             if self._metering.paid.job_seconds is None:  # a job that was begun goes on
                 self._watch.cut(End.LEFT_BEFORE)
@@ -299,13 +301,16 @@ class Delivery:
             self._outcome = await self._end_sale(cost)
         except SaleLost:
             log.error("ALERT: %s lost its lease while it was served", sale.id)
-            if not self.started:  # another serves this payment, and it is served once (I4); a hold has gone back (E06)
-                lost = sale.source == "balance"
-                self.failure = HoldLost() if lost else PaymentInProgress(reference=sale.reference)
+            if not self.started:  # a hold has gone back (E06); a payment is served by another, and once (I4)
+                held = sale.source == "balance"
+                self.failure = HoldLost() if held else PaymentInProgress(reference=sale.reference)
         except (ServerError, ConfigError):  # out of reach, or closed already
             log.exception("the store could not write down that %s is served", sale.id)
-            self._withheld = not self.started
-            await sale.release()
+            ended = await sale.release()
+            if ended is not None and ended.charged:
+                self._outcome = ended  # it was written down, and only the answer to that was lost
+            else:
+                self._withheld = not self.started
         except BaseException:  # what is queued is done all the same; if it was not, nothing stays held
             await sale.release()
             raise

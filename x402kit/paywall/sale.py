@@ -127,7 +127,9 @@ class Sale(Protocol):
         ...
 
     async def release(self, reason: str = "not_served") -> Charged | None:
-        """Not served. Raises nothing: what can't be written now ends with its lease."""
+        """Not served. What came of it, where that is known. Raises nothing: what can't be written now ends with its
+        lease.
+        """
         ...
 
     async def defer(self, deadline: int, request_id: str, **answer: Any) -> None:
@@ -316,11 +318,19 @@ class BalanceSale:
         try:
             entry = await self._store.void(hold.id, holder=hold.holder)
         except HoldEnded:
-            return None
+            return await self._ended()
         except _OUT_OF_REACH:
             log.warning("the hold %s could not be voided; it expires by itself", hold.id)
             return None
         return Charged(hold.amount, 0, entry.balance)
+
+    async def _ended(self) -> Charged | None:
+        """What a hold that ended before came to; None where it was not charged, or can't be looked at."""
+        try:
+            now = await self._store.hold(self.hold.id)
+        except _OUT_OF_REACH:
+            return None
+        return Charged(now.amount, now.captured) if now is not None and now.state == "captured" else None
 
     async def defer(self, deadline: int, request_id: str, **answer: Any) -> None:
         hold = self.hold
