@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import multiprocessing
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from multiprocessing.queues import SimpleQueue
 from typing import Any
@@ -21,8 +19,8 @@ import pytest
 
 from tests.support.postgres import LIMITED_ROLE, PostgresServer, query
 from tests.test_store import FAR, new_claim
-from x402kit.errors import ConfigError, InsufficientBalance, PaymentUsed, ProofUsed, RailUnavailable, TooManyRequests
-from x402kit.ledger import postgres_base, postgres_batch
+from x402kit.errors import ConfigError, InsufficientBalance, PaymentUsed, ProofUsed, TooManyRequests
+from x402kit.ledger import postgres_base
 from x402kit.ledger.open import store_of
 from x402kit.ledger.port import Store
 from x402kit.ledger.postgres import PostgresStore
@@ -147,191 +145,6 @@ async def test_accounts_in_any_order_never_wait_in_a_circle(store: PostgresStore
         )
     assert time.monotonic() - started < 10
     assert [await store.balance(account) for account in accounts] == [(140, 0)] * 20
-
-
-async def test_E03_a_connection_lost_after_the_commit_changes_nothing(
-    store: PostgresStore, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every kind of move is committed, and the connection is cut before its answer arrives."""
-    await store.deposit(ALICE, 1000, "first")
-    cut = _cut_after_commit(database, monkeypatch)
-    entry = await store.deposit(ALICE, 500, "d")
-    assert (await store.reserve(hold("1"), Spend("p", FAR))).holder == "h"
-    captured = await store.capture("1", 60, holder="h")
-    await store.reserve(hold("2"))
-    voided = await store.void("2", holder="h")
-    assert (await store.claim(new_claim())).owner == "a"
-    assert await store.take_nonce("w", "a", 5) == 5
-    assert await store.take_nonce("w", "a", 5) == 6
-    assert await store.move("p", "intend", "a", reference="0x1", nonce=5)
-    assert await store.move("p", "confirm", "a", block=7)
-    assert await store.move("p", "serve", "a", captured=4000, status=200)
-    assert (await store.payout(new_claim("out")._replace(asset="0xAA", payer="0xA11CE", amount=300))).owner == "a"
-    assert await store.move_payout("out", "drop", "a")
-    await store.claim(new_claim("lost", owner="gone"))
-    await asyncio.sleep(0.4)
-    store._held["claims"].clear()  # pyright: ignore[reportPrivateUsage]
-    await asyncio.sleep(0.4)
-    taken = await store.take("lost", "claimed", "b")
-    assert taken is not None
-    assert (taken.owner, taken.attempts) == ("b", 0)
-    assert len(cut) > 14
-    assert (entry.balance, captured.balance, voided.balance) == (1500, 1440, 1440)
-    assert await store.balance(ALICE) == (1440, 0)
-    assert await store.verify() == []
-
-
-def _cut_after_commit(database: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """After the next commit of each batch its connection is terminated by the server; what was cut."""
-    cut: list[int] = []
-    lane = postgres_batch.Lane
-    attempt = lane._attempt  # pyright: ignore[reportPrivateUsage]
-
-    async def lose(self: Any, batch: Any) -> Any:
-        made = await attempt(self, batch)
-        if batch[0].sql.startswith("SELECT") or batch in cut:
-            return made
-        cut.append(batch)
-        connection = await self._pool.getconn()
-        try:
-            query(database, "SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
-            await connection.execute("SELECT 1")
-        except psycopg.Error as e:
-            raise postgres_batch._Lost from e  # pyright: ignore[reportPrivateUsage]
-        finally:
-            await self._pool.putconn(connection)
-        return made
-
-    monkeypatch.setattr(lane, "_attempt", lose)
-    return cut
-
-
-async def test_E03_backends_that_are_terminated_under_load_cost_nothing(store: PostgresStore, database: str) -> None:
-    await store.deposit(ALICE, 1_000_000, "d")
-    stop = asyncio.Event()
-
-    async def kill() -> None:
-        sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'x402kit'"
-        while not stop.is_set():
-            await asyncio.to_thread(query, database, sql)
-            await asyncio.sleep(0.1)
-
-    killer = asyncio.create_task(kill())
-    done = await _spend(store, 600, 16)
-    stop.set()
-    await killer
-    assert done == 600
-    assert await store.balance(ALICE) == (1_000_000 - 600 * 60, 0)
-    assert await store.verify() == []
-
-
-async def _spend(store: PostgresStore, count: int, tasks: int, tag: str = "") -> int:
-    """Reserve 100 and capture 60, again and again; what the store can't answer is asked again. How many were made."""
-    numbers = iter(range(count))
-    made = 0
-
-    async def work() -> None:
-        nonlocal made
-        for number in numbers:
-            name = f"{tag}{number}"
-            await _surely(functools.partial(store.reserve, hold(name), Spend(name, FAR)))
-            entry = await _surely(functools.partial(store.capture, name, 60))
-            assert entry.revenue == 60
-            made += 1
-
-    await asyncio.gather(*[work() for _ in range(tasks)])
-    return made
-
-
-async def _surely(ask: Callable[[], Any]) -> Any:
-    for _ in range(100):
-        try:
-            return await ask()
-        except RailUnavailable:
-            await asyncio.sleep(0.1)
-    raise AssertionError("the store did not come back")
-
-
-async def test_J04_a_server_that_restarts_in_the_middle_loses_and_doubles_nothing() -> None:
-    with PostgresServer() as server:
-        async with opened(server.create(), lease_seconds=1, busy_seconds=1) as store:
-            await store.deposit(ALICE, 1_000_000, "d")
-            spending = asyncio.create_task(_spend(store, 1500, 16))
-            for how in (signal.SIGQUIT, signal.SIGINT, signal.SIGKILL):
-                await asyncio.sleep(0.3)
-                await asyncio.to_thread(server.stop, how)
-                await asyncio.sleep(0.2)
-                await asyncio.to_thread(server.start)
-            assert await spending == 1500
-            assert await store.balance(ALICE) == (1_000_000 - 1500 * 60, 0)
-            assert await store.verify() == []
-
-
-async def test_J04_a_server_that_is_gone_is_503_within_a_bound() -> None:
-    with PostgresServer() as server:
-        async with opened(server.create(), busy_seconds=0.5) as store:
-            await store.claim(new_claim())
-            await asyncio.to_thread(server.stop, signal.SIGQUIT)
-            started = time.monotonic()
-            asked = [store.claim(new_claim(str(n))) for n in range(300)]
-            made = await asyncio.gather(*asked, store.get("p"), return_exceptions=True)
-            assert time.monotonic() - started < 4
-            assert {type(one) for one in made} == {RailUnavailable}
-            await asyncio.to_thread(server.start)
-            found = await _surely(functools.partial(store.claim, new_claim(owner="b")))
-            assert found.owner == "a"
-
-
-async def test_J04_a_pool_without_a_connection_left_is_503_within_a_bound(store: PostgresStore) -> None:
-    pool = store._pool  # pyright: ignore[reportPrivateUsage]
-    assert pool is not None
-    taken = [await pool.getconn() for _ in range(pool.max_size)]
-    started = time.monotonic()
-    with pytest.raises(RailUnavailable):
-        await store.deposit(ALICE, 5, "d")
-    assert time.monotonic() - started < 4
-    for connection in taken:
-        await pool.putconn(connection)
-    assert (await store.deposit(ALICE, 5, "d")).balance == 5
-
-
-async def test_J04_an_account_that_somebody_locks_is_503_after_a_bounded_wait(
-    store: PostgresStore, database: str
-) -> None:
-    await store.deposit(ALICE, 5, "d")
-    with psycopg.connect(database) as blocker:
-        blocker.execute("SELECT 1 FROM x402kit.accounts FOR UPDATE")
-        started = time.monotonic()
-        with pytest.raises(RailUnavailable):
-            await store.deposit(ALICE, 7, "e")
-        assert time.monotonic() - started < 5
-        assert (await store.balance(ALICE)).available == 5
-    assert (await store.deposit(ALICE, 7, "e")).balance == 12
-
-
-async def test_J03_a_database_that_is_read_only_is_503_and_changes_nothing(store: PostgresStore, database: str) -> None:
-    name = database.rpartition("/")[2]
-    query(database, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    query(database, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'x402kit'")
-    with pytest.raises(RailUnavailable):
-        await store.claim(new_claim())
-    assert await store.get("p") is None
-    with psycopg.connect(database, autocommit=True) as operator:
-        operator.execute("SET default_transaction_read_only = off")
-        operator.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
-    assert (await store.claim(new_claim())).owner == "a"
-
-
-async def test_one_bad_value_does_not_spoil_what_waits_with_it(store: PostgresStore) -> None:
-    made = await asyncio.gather(
-        store.deposit(ALICE, 5, "a"),
-        store.deposit(ALICE, 5, "b", reference="\0"),
-        store.deposit(ALICE, 2**63 - 1, "c"),
-        store.deposit(ALICE, 5, "d"),
-        return_exceptions=True,
-    )
-    assert [type(one).__name__ for one in made] == ["Entry", "RailUnavailable", "RailUnavailable", "Entry"]
-    assert await store.balance(ALICE) == (10, 0)
 
 
 async def test_E11_eight_first_requests_of_an_unknown_payer(store: PostgresStore, second: PostgresStore) -> None:

@@ -16,7 +16,8 @@ from ..money import MAX_AMOUNT
 from . import rules
 from .port import Overage
 from .postgres_base import FREE
-from .postgres_claims import Claims, account_of, assignments, books, entry_sql, values_of
+from .postgres_claims import Claims
+from .postgres_moves import account_of, assignments, books, entry_sql, values_of
 from .postgres_schema import CLAIM_COLUMNS, HOLD_COLUMNS
 from .rules import checked
 
