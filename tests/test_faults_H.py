@@ -243,8 +243,11 @@ async def test_H02_both_at_once(till: Till) -> None:
     gone.set()
     with pytest.raises(asyncio.CancelledError):
         await request
-    while (await till.balance()).held:  # it is queued, and nobody could wait for it
-        await asyncio.sleep(0.01)
+
+    async def is_over() -> bool:
+        return not (await till.balance()).held
+
+    await till.wait_for(is_over)  # it is queued, and nobody could wait for it
     assert await till.ended(WAYS[3]) == split(WAYS[3], 0)
 
 
