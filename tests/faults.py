@@ -63,6 +63,18 @@ CASES: dict[str, dict[str, str]] = {
         "C10": "two calls on one balance",
         "C11": "a flood of unpaid challenges",
     },
+    "D. Payment on Solana": {
+        "D01": "an instruction more, to spend the fee payer",
+        "D02": "tricks with the compute budget",
+        "D03": "an account created at our cost",
+        "D04": "lookup tables, and versions that we don't know",
+        "D05": "mints with a fee, a hook, a program of their own",
+        "D06": "our own signer as the authority",
+        "D07": "one message in several signatures",
+        "D08": "sent many times, and each is told of success",
+        "D09": "the blockhash expires",
+        "D10": "confirmed, then forked out",
+    },
     "E. The ledger": {
         "E01": "the same deposit twice",
         "E02": "a crash between a deposit's key and its balance",
