@@ -172,7 +172,7 @@ HEAD = """# Attacks and faults
 What must never happen, and the tests that try to make it happen. A test's name holds the case, so `pytest -k C03` runs
 it. This page is written by `python -m tests.faults` from the tests that exist; a test holds it to them.
 
-Cases about Solana, L402 and API keys come with those parts.
+Cases about L402 and API keys come with those parts.
 """
 
 
