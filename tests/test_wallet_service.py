@@ -423,9 +423,13 @@ async def test_A01_a_payment_of_another_amount_is_refused(shop: Shop) -> None:
     assert (shop.rail.settled, (await shop.paywall.store.balance(ACCOUNT)).available) == (0, 0)
 
 
-async def test_J01_a_top_up_that_nobody_waited_for_is_credited_without_being_shown_again() -> None:
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+async def test_J01_a_top_up_that_nobody_waited_for_is_credited_without_being_shown_again(
+    store: str, request: pytest.FixtureRequest
+) -> None:
     """Its process died, or its caller left, between the settlement and the credit."""
-    async with opened(rail=OfflineRail(surcharges=(1500,)), reconcile_seconds=600) as shop:
+    ledger: Any = request.getfixturevalue("database") if store == "postgres" else None
+    async with opened(rail=OfflineRail(surcharges=(1500,)), ledger=ledger, reconcile_seconds=600) as shop:
         shop.open(starlette(shop.paywall.wallet_service()))
         body, go = top_up_body("1.00"), asyncio.Event()
         payment = await shop.payment("POST", "/v1/x402/top-up", body=body)

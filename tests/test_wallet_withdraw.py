@@ -307,6 +307,16 @@ async def test_E10_one_proof_shown_often_at_once_is_one_payout(bank: Bank) -> No
     assert bank.received() == 3_000_000
 
 
+async def test_I12_one_wallet_has_few_payouts_under_way(file_bank: Bank) -> None:
+    await file_bank.give(10_000_000)
+    file_bank.node.faults["eth_sendRawTransaction"] = Fault(delay=0.3)
+    answers = await asyncio.gather(*[file_bank.withdraw("0.5") for _ in range(12)])
+    told = [answer.status for answer in answers]
+    assert (told.count(429), set(told) - {429}) == (4, {200})
+    await file_bank.check(total=10_000_000)
+    assert (await file_bank.withdraw("0.5")).status == 200
+
+
 async def test_all_is_what_is_there_when_it_is_taken(bank: Bank) -> None:
     await bank.give(10_000_000)
     calls = [ask(bank.app, "GET", "/goods", bank.proof()) for _ in range(3)]

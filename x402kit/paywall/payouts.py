@@ -19,10 +19,11 @@ import itertools
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from ..errors import BadRequest, InsufficientBalance, OutcomeUnknown, RailUnavailable
+from ..errors import BadRequest, InsufficientBalance, OutcomeUnknown, RailUnavailable, TooManyRequests
 from ..ledger.port import Store
 from ..model import Account, Authorization, Claim, Intent, Outcome, PaymentRequirements, Spend
 from ..money import MAX_AMOUNT
@@ -35,6 +36,8 @@ __all__ = ["PayoutFailed", "Payouts"]
 _POLL_SECONDS: Final = 0.5
 _FOREVER: Final = 2**62
 """A payout does not expire as an authorization does."""
+_AT_ONCE: Final = 8
+"""Payouts of one wallet that this process waits for: each holds a nonce of the settlement wallet (I12)."""
 _READS: Final = 3
 """How often all of a balance is asked for, while calls spend from it at the same time."""
 
@@ -107,6 +110,7 @@ class Payouts:
         self._settler = Settler(rows, outward, wait_seconds=wait_seconds, lost=rows.lost)
         self._process = f"payout:{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts = itertools.count()
+        self._waiting: Counter[str] = Counter()
 
     @property
     def networks(self) -> list[str]:
@@ -125,8 +129,9 @@ class Payouts:
         """Send ``amount`` atomic units, or all that is available, to the wallet that proved itself.
 
         The proof is spent with it, and names it: the same proof again tells what became of the same payout. Raises
-        ``InsufficientBalance`` (nothing moved, no proof was spent), ``ProofUsed``, ``BadRequest``. A payout that could
-        not be sent is given back: ``RailUnavailable``; one of unknown outcome is returned, and found out in time.
+        ``InsufficientBalance`` (nothing moved, no proof was spent), ``ProofUsed``, ``BadRequest``, ``TooManyRequests``.
+        A payout that could not be sent is given back: ``RailUnavailable``; one of unknown outcome is returned, and
+        found out in time.
         """
         if proven.network not in self._rails:
             raise BadRequest("unsupported_network")
@@ -134,13 +139,23 @@ class Payouts:
         found = await self._store.get_payout(payment_id)
         if found is not None:
             return found
-        for read in range(1, _READS + 1):
+        if self._waiting[account.owner] >= _AT_ONCE:
+            raise TooManyRequests("too_many_payouts")
+        self._waiting[account.owner] += 1
+        try:
+            return await self._try(payment_id, proven, account, amount)
+        finally:
+            self._waiting[account.owner] -= 1
+            self._waiting += Counter()  # forgets who has none
+
+    async def _try(self, payment_id: str, proven: Proven, account: Account, amount: int | None) -> Claim:
+        for _ in range(_READS - 1):
             try:
                 return await self._pay(payment_id, proven, account, amount)
             except InsufficientBalance:
-                if amount is not None or read == _READS:
+                if amount is not None:
                     raise
-        raise AssertionError
+        return await self._pay(payment_id, proven, account, amount)
 
     async def _pay(self, payment_id: str, proven: Proven, account: Account, amount: int | None) -> Claim:
         rail, outward = self._rails[proven.network]
