@@ -41,7 +41,6 @@ from typing import Final, NamedTuple
 from ..errors import MalformedPayment, PaymentRefused
 from ..model import Authorization, Json, PaymentPayload, PaymentRequirements
 from ..money import MAX_AMOUNT, Asset
-from ..protocols.base58 import b58encode
 from .svm_transaction import (
     ASSOCIATED,
     COMPUTE_BUDGET,
@@ -54,6 +53,7 @@ from .svm_transaction import (
     Transaction,
     TransferChecked,
     address_bytes,
+    address_text,
     decode,
     find_transfer,
     is_signed,
@@ -133,7 +133,7 @@ def parse(payment: PaymentPayload, offer: PaymentRequirements, valid_until: int)
         offer.network,
         offer.asset,
         offer.pay_to,
-        b58encode(transfer.authority) if transfer else "",
+        address_text(transfer.authority) if transfer else "",
         min(transfer.amount, MAX_AMOUNT) if transfer else 0,
         valid_until,
         SvmPayment(transaction, transfer, stated),
@@ -275,7 +275,7 @@ def _memo_fault(instructions: tuple[Instruction, ...], memo: str) -> str:
 
 
 def _payer_fault(payment: SvmPayment, transfer: TransferChecked) -> str:
-    if payment.stated_payer and payment.stated_payer != b58encode(transfer.authority):
+    if payment.stated_payer and payment.stated_payer != address_text(transfer.authority):
         return _P + "payer_mismatch"
     transaction = payment.transaction
     return "" if is_signed(transfer.authority, transaction.message, transaction.signatures[1]) else _SIGNATURE

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 from ..errors import ConfigError, PaymentRefused, PaymentUsed, RailUnavailable
 from ..model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
 from ..money import Asset
-from ..protocols.base58 import b58encode
 from . import svm
 from .assets import default_asset
 from .meter import Meter
@@ -32,7 +31,7 @@ from .svm_outcome import FAILED, Judge, Sent
 from .svm_reads import Node, Simulated
 from .svm_ready import Readiness, token_program
 from .svm_scan import Scan
-from .svm_transaction import Transaction, address_bytes
+from .svm_transaction import Transaction, address_bytes, signature_text
 from .svm_wallet import SvmWallet
 
 __all__ = ["SvmRail"]
@@ -283,7 +282,7 @@ class SvmRail:
         """A message that has landed was paid with (B05): where the key is ours, its signature can be worked out."""
         if not wallet.is_local:
             return
-        signature = b58encode(wallet.sign_local(message))
+        signature = signature_text(wallet.sign_local(message))
         try:
             status = await node.status(signature)
         except (RpcTrouble, RpcRefused) as e:

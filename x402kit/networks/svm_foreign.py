@@ -16,12 +16,11 @@ import base64
 from typing import Final
 
 from ..model import Claim, Outcome
-from ..protocols.base58 import b58encode
 from ..protocols.encoding import parse_object
 from .rpc import RpcRefused, RpcTrouble
 from .svm_outcome import EXPIRED, MISMATCH, Judge
 from .svm_scan import Scan
-from .svm_transaction import decode
+from .svm_transaction import address_text, decode
 
 __all__ = ["judge_foreign"]
 
@@ -53,6 +52,6 @@ def _blockhash(claim: Claim) -> str:
     try:
         call = parse_object(claim.intent)
         text = call["body"]["paymentPayload"]["payload"]["transaction"]
-        return b58encode(decode(base64.b64decode(text, validate=True)).blockhash)
+        return address_text(decode(base64.b64decode(text, validate=True)).blockhash)
     except (ValueError, KeyError, TypeError):
         return ""

@@ -27,10 +27,9 @@ import logging
 from typing import Any, Final, NamedTuple
 
 from ..model import Claim, Intent, Json, Outcome
-from ..protocols.base58 import b58encode
 from .rpc import RpcRefused, RpcTrouble
 from .svm_reads import Node, Status
-from .svm_transaction import Transaction, address_bytes, decode, token_account
+from .svm_transaction import Transaction, address_bytes, decode, signature_text, token_account
 
 log = logging.getLogger("x402kit.svm")
 
@@ -53,7 +52,7 @@ class Sent(NamedTuple):
 
     def intent(self, signature: bytes, wallet: str) -> Intent:
         blob = self.last_valid.to_bytes(8, "big") + self.slot.to_bytes(8, "big") + self.raw
-        return Intent(b58encode(signature), blob, wallet)
+        return Intent(signature_text(signature), blob, wallet)
 
     @classmethod
     def of(cls, blob: bytes) -> Sent:

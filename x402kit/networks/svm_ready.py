@@ -10,11 +10,10 @@ from typing import Final
 
 from ..errors import ConfigError, RailUnavailable
 from ..money import Asset
-from ..protocols.base58 import b58encode
 from .rpc import RpcRefused, RpcTrouble
 from .svm_assets import KNOWN_2022, check_extensions
 from .svm_reads import Node
-from .svm_transaction import TOKEN, TOKEN_2022, address_bytes, token_account
+from .svm_transaction import TOKEN, TOKEN_2022, address_bytes, address_text, token_account
 
 log = logging.getLogger("x402kit.svm")
 
@@ -87,7 +86,7 @@ class Readiness:
 
     def _recipient(self) -> str:
         mint = address_bytes(self._asset.address)
-        return b58encode(token_account(address_bytes(self._pay_to), mint, self._program))
+        return address_text(token_account(address_bytes(self._pay_to), mint, self._program))
 
     async def _compare(self) -> None:
         asset = self._asset

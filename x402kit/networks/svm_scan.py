@@ -13,13 +13,12 @@ from collections.abc import AsyncGenerator
 from ..errors import RailUnavailable
 from ..model import Claim, Json
 from ..money import MAX_AMOUNT
-from ..protocols.base58 import b58encode
 from .port import Landed
 from .rpc import RpcRefused, RpcTrouble
 from .svm import payment_id
 from .svm_outcome import received
 from .svm_reads import Node
-from .svm_transaction import Transaction, address_bytes, decode, find_transfer, token_account
+from .svm_transaction import Transaction, address_bytes, address_text, decode, find_transfer, token_account
 
 __all__ = ["Scan"]
 
@@ -33,7 +32,7 @@ class Scan:
 
     def __init__(self, node: Node, network: str, mint: str, pay_to: str, program: bytes) -> None:
         self._node, self._network, self._mint, self._pay_to, self._program = node, network, mint, pay_to, program
-        self._account = b58encode(token_account(address_bytes(pay_to), address_bytes(mint), program))
+        self._account = address_text(token_account(address_bytes(pay_to), address_bytes(mint), program))
 
     async def head(self) -> int:
         """The newest slot that is confirmed. Raises ``RailUnavailable``."""
@@ -79,12 +78,12 @@ class Scan:
 
     def _landed(self, signature: str, found: Json, fee_payer: str) -> Landed | None:
         transaction = _read(found)
-        if transaction is None or b58encode(transaction.keys[0]) != fee_payer:
+        if transaction is None or address_text(transaction.keys[0]) != fee_payer:
             return None
         transfer = find_transfer(transaction.instructions)
         if transfer is None or transfer.amount > MAX_AMOUNT:
             return None
-        name, payer = payment_id(self._network, transaction.message), b58encode(transfer.authority)
+        name, payer = payment_id(self._network, transaction.message), address_text(transfer.authority)
         at: int = found.get("blockTime") or 0
         claim = _claim(name, self._network, self._mint, self._pay_to, payer, transfer.amount)
         index = received(found, claim, self._program)

@@ -23,9 +23,11 @@ __all__ = [
     "Transaction",
     "TransferChecked",
     "address_bytes",
+    "address_text",
     "decode",
     "find_transfer",
     "is_signed",
+    "signature_text",
     "solders",
     "token_account",
 ]
@@ -90,12 +92,19 @@ def solders(module: str) -> ModuleType:
         raise MissingExtra("svm", "solders") from e
 
 
+@functools.lru_cache(maxsize=4096)
 def address_bytes(address: str) -> bytes:
     """The 32 bytes of an address; ``ValueError`` for anything else, and for a second spelling of it."""
     made = b58decode(address)
     if len(made) != 32 or b58encode(made) != address:
         raise ValueError("not a Solana address")
     return made
+
+
+@functools.lru_cache(maxsize=4096)
+def address_text(key: bytes) -> str:
+    """Base58 of 32 bytes. Remembered, because payers come back."""
+    return str(solders("pubkey").Pubkey.from_bytes(key))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -165,3 +174,8 @@ def is_signed(key: bytes, message: bytes, signature: bytes) -> bool:
     """Whether the key made the signature, by the very rules of the chain (ed25519, strict)."""
     made = solders("signature").Signature.from_bytes(signature)
     return bool(made.verify(solders("pubkey").Pubkey.from_bytes(key), message))
+
+
+def signature_text(signature: bytes) -> str:
+    """Base58 of 64 bytes, by which the chain knows a transaction."""
+    return str(solders("signature").Signature.from_bytes(signature))
