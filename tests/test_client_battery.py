@@ -24,7 +24,8 @@ from x402kit.client.core import Attempt, Setup
 from x402kit.client.journal import Journal
 from x402kit.client.policy import Policy, Target
 from x402kit.client.sellers import Sellers
-from x402kit.client.steps import Answer, Ask, Body, Drop, Lost, Send, Sleep, Step, Store
+from x402kit.client.steps import Answer, Ask, Body, Drop, Lost, Send, Sleep, Step, Store, Work
+from x402kit.client.wallets import Wallets
 from x402kit.protocols import x402
 
 RUNS = 10_000
@@ -126,7 +127,7 @@ def _step(step: Step, world: _World) -> Any:
         case Send():
             world.last = world.send(step)
             return world.last
-        case Store():
+        case Store() | Work():
             return step.action()
         case Sleep():
             world.now += step.seconds
@@ -181,9 +182,9 @@ def _logical_call(attempt: Callable[[], Attempt], world: _World) -> str:
 
 
 def _setup(clock: Callable[[], float], limits: Limits, mode: Balance = "off") -> Setup:
-    wallet, policy, journal = KeyWallet(KEY), Policy(limits), Journal()
+    wallets, policy, journal = Wallets(KeyWallet(KEY)), Policy(limits), Journal()
     return Setup(
-        wallet=wallet,
+        wallets=wallets,
         policy=policy,
         journal=journal,
         clock=clock,
@@ -193,7 +194,7 @@ def _setup(clock: Callable[[], float], limits: Limits, mode: Balance = "off") ->
         retries=2,
         backoff=0.5,
         read_timeout=35,
-        balance=BalanceSetup(mode, wallet, policy, journal, Sellers(), lambda: int(clock()), retries=2, backoff=0.5),
+        balance=BalanceSetup(mode, wallets, policy, journal, Sellers(), lambda: int(clock()), retries=2, backoff=0.5),
     )
 
 
@@ -263,6 +264,6 @@ def test_M13_a_budget_holds_all_that_an_honest_seller_settled() -> None:
         target = _target(str(seed))
         refused += _logical_call(lambda: Attempt(setup, target), world) == "TooDear"  # noqa: B023
         settled += world.settled.total()
-    _, day = setup.journal.spent(setup.wallet.address, int(world.now))
+    _, day = setup.journal.spent(setup.wallets.address, int(world.now))
     assert settled * 10_000 <= day <= 500_000
     assert refused > 100

@@ -70,7 +70,7 @@ class BalanceSetup:
     """What all calls from the balance of one payer share."""
 
     mode: Balance
-    wallet: wallets.Wallet
+    wallets: wallets.Wallets
     policy: Policy
     journal: Journal
     sellers: Sellers
@@ -123,14 +123,18 @@ class FromBalance:
         setup = self._setup
         if not self.is_possible:
             return False
-        key = (self._target.fingerprint, setup.wallet.address, self._begun)
-        return bool((yield Store(lambda: setup.journal.has_open_call(*key))))
+        fingerprint, payers, journal = self._target.fingerprint, setup.wallets.addresses, setup.journal
+        found = yield Store(lambda: any(journal.has_open_call(fingerprint, each, self._begun) for each in payers))
+        return bool(found)
 
     def challenge(self, challenge: Challenge) -> SignInChallenge | None:
         """The sign-in challenge of a 402 that we may answer."""
         if not self.is_possible:
             return None
-        return proofs.find_challenge(challenge.parsed.extensions, self._target, self._setup.policy.networks)
+        seller = self._setup.sellers.get(self._target.origin)
+        networks = self._setup.policy.networks_for(self._target)
+        extensions = challenge.parsed.extensions
+        return proofs.find_challenge(extensions, self._target, networks, seller.network if seller else "")
 
     def check_alone(self) -> None:
         """Raises ``BalanceTooLow`` where nothing but the balance may pay."""
@@ -142,7 +146,13 @@ class FromBalance:
         """Whether the driver's last answer is the call's, and what it cost. False: a 402, and no money moved."""
         self._tried = True
         seller = self._setup.sellers.get(self._target.origin)
-        self._network = (seller.network if seller else "") or self._setup.policy.networks[0]
+        networks = self._setup.policy.networks_for(self._target)
+        if challenge is not None:
+            self._network = challenge.network
+        elif seller is not None and seller.network in networks:
+            self._network = seller.network
+        else:
+            self._network = networks[0]
         draft = self._draft()
         call = draft if self._target.reads else (yield Store(lambda: self._setup.journal.begin_call(draft, self)))
         self._in_use, self._doubt = call, call is not draft
@@ -164,7 +174,7 @@ class FromBalance:
     def _draft(self) -> BalanceCall:
         setup, target = self._setup, self._target
         key = target.key if 0 < len(target.key) <= KEY_MAX else setup.random()
-        where = (target.fingerprint, target.method, target.url, setup.wallet.address)
+        where = (target.fingerprint, target.method, target.url, setup.wallets.address_on(self._network))
         return BalanceCall(f"call-{setup.random()}", *where, "" if target.reads else key, self._begun)
 
     def _asks_otherwise(self, result: Answer | Lost) -> Generator[Step, Any, SignInChallenge | None]:
@@ -172,7 +182,9 @@ class FromBalance:
         found = None if isinstance(result, Lost) else (yield from challenge_of(result))
         if found is None or "insufficient" in found.parsed.error:
             return None
-        return proofs.find_challenge(found.parsed.extensions, self._target, self._setup.policy.networks)
+        kind = self._network.partition(":")[0]
+        networks = [each for each in self._setup.policy.networks if each.startswith(f"{kind}:")]
+        return proofs.find_challenge(found.parsed.extensions, self._target, networks, self._network)
 
     def _show(self, call: BalanceCall, challenge: SignInChallenge | None) -> Generator[Step, Any, Answer | Lost]:
         """Show the call until there is an answer that decides, or the tries are used up."""
@@ -200,12 +212,12 @@ class FromBalance:
         setup, target = self._setup, self._target
         if challenge is not None:
             self._network = challenge.network
-            return lambda: challenge.answer(setup.wallet)
+            return lambda: challenge.answer(setup.wallets)
         seller = setup.sellers.get(target.origin)
         now = setup.now() + (seller.skew if seller else 0)
         # A wallet service knows a withdrawal by its proof's nonce, and tells what became of it when it comes again.
         nonce = call.key if target.proves and call.key else setup.random()
-        return lambda: proofs.own_proof(setup.wallet, target, self._network, now, nonce)
+        return lambda: proofs.own_proof(setup.wallets, target, self._network, now, nonce)
 
     def _is_refusal(self, result: Answer | Lost) -> Generator[Step, Any, bool]:
         if isinstance(result, Lost) or result.status not in (401, 403) or not says_json(result.headers):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import NothingPayable
 from ..model import BYTES_NESTED_MAX, HEADER_MAX, Json, PaymentRequired, PaymentRequirements
 from ..money import Asset
 from ..protocols import x402
 from ..protocols.encoding import parse_object
+
+if TYPE_CHECKING:
+    from .svm import SolanaTerms
 
 __all__ = ["Challenge", "Offer", "has_payment", "payment_header", "read_challenge", "says_json"]
 
@@ -34,30 +37,47 @@ class Challenge:
         texts = (entry.get("description") for entry in self.parsed.raw_accepts)
         return next((text for text in texts if isinstance(text, str)), "")
 
-    def offers(self, known: Mapping[tuple[str, str], Asset]) -> list[Offer]:
-        """The entries that we know how to pay, in the server's order; decimals and domain from ``known`` (M05)."""
+    def offers(self, known: Mapping[tuple[str, str], Asset], *, bare: bool = False) -> list[Offer]:
+        """The entries that we know how to pay, in the server's order; decimals and domain from ``known`` (M05).
+
+        ``bare``: whether the seller speaks Katana's dialect of Solana's offers, which name no fee payer.
+        """
         pairs = zip(self.parsed.accepts, self.parsed.raw_accepts, strict=True)
-        made = (Offer.of(self, entry, raw, known) for entry, raw in pairs)
+        made = (Offer.of(self, entry, raw, known, bare=bare) for entry, raw in pairs)
         return [offer for offer in made if offer is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An ``accepts[]`` entry of scheme ``exact`` by EIP-3009, in an asset that we know."""
+    """An ``accepts[]`` entry of scheme ``exact``, by EIP-3009 or on Solana, in an asset that we know."""
 
     challenge: Challenge
     terms: PaymentRequirements
     raw: Json
     asset: Asset
+    solana: SolanaTerms | None = None
 
     @classmethod
     def of(
-        cls, challenge: Challenge, terms: PaymentRequirements, raw: Json, known: Mapping[tuple[str, str], Asset]
+        cls,
+        challenge: Challenge,
+        terms: PaymentRequirements,
+        raw: Json,
+        known: Mapping[tuple[str, str], Asset],
+        *,
+        bare: bool = False,
     ) -> Offer | None:
         """None for an entry that this client can't pay. A domain in ``extra`` is not looked at: ours counts."""
         asset = known.get((terms.network, terms.asset.lower()))
         method = terms.extra.get("assetTransferMethod", "eip3009")
-        if asset is None or terms.scheme != "exact" or method != "eip3009" or not _ADDRESS.match(terms.pay_to):
+        if asset is None or terms.scheme != "exact":
+            return None
+        if terms.network.startswith("solana:"):
+            from . import svm
+
+            said = svm.read_terms(terms, asset, bare=bare)
+            return None if said is None else cls(challenge, terms, raw, asset, said)
+        if method != "eip3009" or not _ADDRESS.match(terms.pay_to):
             return None
         return cls(challenge, terms, raw, asset)
 

@@ -23,17 +23,18 @@ import logging
 import secrets
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
-from ..errors import PayerError, PaymentNotAccepted, PaymentOutcomeUnknown, PolicyRefused
+from ..errors import NothingPayable, PayerError, PaymentNotAccepted, PaymentOutcomeUnknown, PolicyRefused
 from ..networks.facilitator_wire import is_used
 from . import wallets
 from .balance import BalanceSetup, FromBalance, challenge_of, wait
-from .challenge import Offer, payment_header
+from .challenge import Challenge, Offer, payment_header
 from .journal import Journal, Payment
 from .policy import Policy, Target, proposal, to_micros
 from .receipts import PaymentInfo, read_payment, read_receipt
-from .steps import Answer, Ask, Drop, Lost, Send, Sleep, Step, Steps, Store
+from .steps import Answer, Ask, Drop, Lost, Send, Sleep, Step, Steps, Store, Work
 
 __all__ = ["Attempt", "Setup"]
 
@@ -47,7 +48,7 @@ AGAIN: Final = frozenset((409, 500, 502, 503, 504))
 class Setup:
     """What all calls of one payer share."""
 
-    wallet: wallets.Wallet
+    wallets: wallets.Wallets
     policy: Policy
     journal: Journal
     clock: Callable[[], float]
@@ -107,7 +108,7 @@ class Attempt:
         policy = self._setup.policy
         answer = yield from self._send_unpaid()
         challenge = yield from challenge_of(answer)
-        offers = challenge.offers(policy.known) if challenge else []
+        offers = self._offers(challenge) if challenge else []
         sign_in = self._balance.challenge(challenge) if challenge else None
         if not offers and sign_in is None:
             return _Done(None)
@@ -127,9 +128,18 @@ class Attempt:
         return offers
 
     def _take(self, begun: int) -> Generator[Step, Any, Payment | None]:
-        key = (self._target.fingerprint, self._setup.wallet.address, begun)
-        found: Payment | None = yield Store(lambda: self._setup.journal.take(*key, self))
+        journal, fingerprint = self._setup.journal, self._target.fingerprint
+
+        def take() -> Payment | None:
+            rows = (journal.take(fingerprint, each, begun, self) for each in self._setup.wallets.addresses)
+            return next((row for row in rows if row is not None), None)
+
+        found: Payment | None = yield Store(take)
         return found
+
+    def _offers(self, challenge: Challenge) -> list[Offer]:
+        policy = self._setup.policy
+        return challenge.offers(policy.known, bare=policy.is_katana(self._target))
 
     def _pay(self, found: Payment | list[Offer]) -> Steps:
         """Show an open payment, or sign one for an offer."""
@@ -156,36 +166,55 @@ class Attempt:
         offer = setup.policy.choose(offers, self._target)
         if setup.asks and not (yield Ask(proposal(offer, self._target))):
             raise PolicyRefused("the approve callback refused the payment")
-        nonce = setup.nonces()
-        draft = self._draft(offer, nonce)
-        terms, wallet = offer.terms, setup.wallet
+        prepared = yield from self._prepare(offer)
+        draft = self._draft(offer, prepared)
 
         def sign() -> tuple[str, str]:
-            to = (offer.asset, terms.pay_to, terms.amount, draft.valid_before, nonce)
-            return payment_header(offer, wallets.authorize(wallet, *to))
+            return payment_header(offer, prepared.payload())
 
-        caps = setup.policy.caps
+        caps, others = setup.policy.caps, setup.wallets.addresses
         self._signing = draft.reference
-        signed: Payment = yield Store(lambda: setup.journal.reserve(draft, (caps.hour, caps.day), sign, self))
+        reserve = partial(setup.journal.reserve, draft, (caps.hour, caps.day), sign, self, others)
+        signed: Payment = yield Store(reserve)
         self._signing = ""
         return signed
 
-    def _draft(self, offer: Offer, nonce: bytes) -> Payment:
-        setup, target, terms = self._setup, self._target, offer.terms
-        now = setup.now()
+    def _prepare(self, offer: Offer) -> Generator[Step, Any, wallets.Prepared]:
+        """What is to be signed. On Solana it holds a recent blockhash, the offer's or our own node's."""
+        setup, terms, said = self._setup, offer.terms, offer.solana
+        now, wallet = setup.now(), setup.wallets
+        if said is None:
+            assert wallet.evm is not None
+            nonce, until = setup.nonces(), now + min(terms.max_timeout_seconds, setup.max_validity)
+            to = (offer.asset, terms.pay_to, terms.amount, until, nonce)
+            sign = partial(wallets.authorize, wallet.evm, *to)
+            return wallets.Prepared("0x" + nonce.hex(), wallet.evm.address, until, sign)
+        assert wallet.solana is not None
+        blockhash = said.blockhash
+        if not blockhash:
+            if wallet.node is None:
+                raise NothingPayable("the offer on Solana brings no recent blockhash; Payer(svm_rpc=…) names a node")
+            blockhash = yield Work(wallet.node.latest)
+        from . import svm
+
+        made = svm.prepare(wallet.solana, terms, offer.asset, said, blockhash, now)
+        return wallets.Prepared(made.reference, made.payer, made.valid_before, made.payload)
+
+    def _draft(self, offer: Offer, prepared: wallets.Prepared) -> Payment:
+        target, terms = self._target, offer.terms
         return Payment(
-            reference="0x" + nonce.hex(),
+            reference=prepared.reference,
             fingerprint=target.fingerprint,
             method=target.method,
             url=target.url,
             network=terms.network,
             asset=offer.asset.address,
             pay_to=terms.pay_to,
-            payer=setup.wallet.address,
+            payer=prepared.payer,
             amount=terms.amount,
             micros=to_micros(terms.amount, offer.asset),
-            created_at=now,
-            valid_before=now + min(terms.max_timeout_seconds, setup.max_validity),
+            created_at=self._setup.now(),
+            valid_before=prepared.valid_before,
         )
 
     def _show(self, payment: Payment, *, fresh: bool) -> Generator[Step, Any, Answer]:
@@ -228,7 +257,7 @@ class Attempt:
         reason = "".join(char for char in said[:200] if char.isprintable()) or "no reason given"
         if unclear:
             raise _unknown(payment.reference, f"402, {reason}")
-        offers = challenge.offers(self._setup.policy.known) if challenge else []
+        offers = self._offers(challenge) if challenge else []
         if offers and not self._doubt and len(self._shown) < self._setup.max_signatures:
             return offers
         before = ", ".join(each for each in self._shown if each != payment.reference)

@@ -22,7 +22,7 @@ from .proofs import has_proof
 from .receipts import EXTENSION, PaymentInfo
 from .steps import Answer, Lost, Send
 
-__all__ = ["PROVES", "TOP_UP", "AsyncReplay", "End", "Exchange", "Family", "Head", "Replay", "is_ours"]
+__all__ = ["NETWORK", "PROVES", "TOP_UP", "AsyncReplay", "End", "Exchange", "Family", "Head", "Replay", "is_ours"]
 
 BUFFER_MAX: Final = 1024 * 1024
 """Bytes of a request body of known length that are read into memory, so that it can be sent twice (M11)."""
@@ -30,7 +30,8 @@ FIRST_ORIGIN: Final = "x402kit.first_origin"
 """Kept in a request's extensions, which a client hands on to the request that follows a redirect (M06)."""
 TOP_UP: Final = "x402kit.top_up"
 PROVES: Final = "x402kit.proves"
-"""What our client of wallet services says of its requests: ``Target.top_up`` and ``Target.proves``."""
+NETWORK: Final = "x402kit.network"
+"""What our client of wallet services says of its requests: ``top_up``, ``proves`` and ``network`` of ``Target``."""
 _SLICE: Final = 1024
 _FORM: Final = re.compile(r"multipart/form-data; boundary=([0-9a-f]{32})\Z")
 """A form whose boundary httpx has drawn. One that the caller chose stays."""
@@ -116,6 +117,7 @@ def _target(request: httpx.Request) -> Target:
         key=request.headers.get("idempotency-key", ""),
         top_up=hints.get(TOP_UP),
         proves=hints.get(PROVES) is True,
+        network=hints.get(NETWORK, ""),
     )
 
 

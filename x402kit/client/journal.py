@@ -27,7 +27,7 @@ import secrets
 import sqlite3
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
@@ -182,15 +182,17 @@ class Journal:
         caps: tuple[int | None, int | None],
         sign: Callable[[], tuple[str, str]],
         holder: object,
+        wallets: Sequence[str] = (),
     ) -> Payment:
         """Count the payment against the hour's and the day's cap, then sign it, and write it down: one transaction.
 
-        Raises ``TooDear`` when a cap would be exceeded; then ``sign`` was not called.
+        ``wallets``: addresses of the same payer, whose payments count against the same caps. Raises ``TooDear`` when a
+        cap would be exceeded; then ``sign`` was not called.
         """
         with self._writing() as db:
             self._sweep(db, draft.created_at)
             for period, cap in zip(_periods(draft.created_at), caps, strict=True):
-                _count(db, draft, period, cap)
+                _count(db, draft, period, cap, [each for each in wallets if each != draft.payer])
             header, value = sign()
             made = replace(draft, header=header, value=value)
             marks = ", ".join("?" * (_WIDTH + 2))
@@ -263,10 +265,8 @@ class Journal:
 
     def spent(self, payer: str, now: int) -> tuple[int, int]:
         """Millionths of a dollar counted in this UTC hour and this UTC day, open payments included."""
-        query = "SELECT micros FROM spent WHERE payer = ? AND period = ?"
         with self._locked() as db:
-            rows = [db.execute(query, (payer, period)).fetchone() for period in _periods(now)]
-        hour, day = (int(row[0]) if row else 0 for row in rows)
+            hour, day = (_spent(db, payer, period) for period in _periods(now))
         return hour, day
 
 
@@ -274,7 +274,14 @@ def _periods(now: int) -> tuple[str, str]:
     return f"hour {now // 3600}", f"day {now // 86400}"
 
 
-def _count(db: sqlite3.Connection, draft: Payment, period: str, cap: int | None) -> None:
+def _spent(db: sqlite3.Connection, payer: str, period: str) -> int:
+    row = db.execute("SELECT micros FROM spent WHERE payer = ? AND period = ?", (payer, period)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _count(db: sqlite3.Connection, draft: Payment, period: str, cap: int | None, others: Sequence[str]) -> None:
+    if cap is not None:
+        cap -= sum(_spent(db, other, period) for other in others)
     values = {"payer": draft.payer, "period": period, "micros": draft.micros, "cap": cap}
     fits = cap is None or draft.micros <= cap
     if not fits or db.execute(_COUNT, values).rowcount == 0:

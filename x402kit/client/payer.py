@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import httpx
 
 from ..errors import ConfigError, MissingExtra
 from ..money import Usd
+from ..protocols.x402 import caip2
 from . import families
 from .balance import Balance, BalanceSetup
 from .core import Setup
@@ -23,15 +25,19 @@ from .prepaid import AsyncPrepaidWallet, PrepaidWallet
 from .sellers import Sellers
 from .transport import Approve
 from .wallet_service import Operations
-from .wallets import Account, AccountWallet, KeyWallet, Wallet
+from .wallets import Account, AccountWallet, KeyWallet, Wallet, Wallets
 
 if TYPE_CHECKING:
     import httpx2
 
+    from ..networks.svm_wallet import SvmKey, SvmSigner
     from . import families2
+    from .svm import SolanaWallet
+    from .svm_rpc import Blockhashes
 
 __all__ = ["Payer"]
 
+_KATANA: Final = ("kat.imgnai.com",)
 WALLET_SECONDS: Final = 60.0
 """How long a wallet service may take: a withdrawal waits for the chain."""
 
@@ -39,14 +45,18 @@ WALLET_SECONDS: Final = 60.0
 class Payer:
     """Pays x402 calls by itself, within ``limits``; safe to share between threads, and its file between processes.
 
-    ``evm_key`` (hex) or ``evm_account`` (an ``eth_account`` account) signs. ``journal`` is a file's path; without it
-    what was signed is known only as long as the object lives. ``approve`` is asked before each payment is signed, sync
-    or, in async clients, async. ``balance``: "first" pays from the prepaid balance where a seller keeps one, and by a
-    payment where that is too low; "only" never by a payment; "off". ``max_validity``: the most seconds that an
-    authorization lives. ``max_signatures=2`` lets a 402 after a payment lead to one more. ``retries``: how often a
-    payment is shown again after a lost answer, 409 or 5xx, waiting ``backoff`` seconds and then twice that, or what
-    Retry-After says. ``read_timeout``: the least seconds for a paid answer, whatever the client's own (I-12). Raises
-    ``ConfigError``.
+    ``evm_key`` (hex) or ``evm_account`` (an ``eth_account`` account) signs, and on Solana ``svm_key`` (see ``SvmKey``),
+    ``svm_keypair`` (the path of a keypair's JSON file) or ``svm_signer`` (an object that signs messages, such as a
+    solders ``Keypair``). With both, EVM is preferred where both are offered, or what ``limits.networks`` names first.
+    ``svm_rpc``: the address of a node, asked for a blockhash where an offer brings none. ``katana_hosts``: sellers,
+    beside Katana itself, whose offers on Solana name no fee payer, since the recipient is it. ``journal`` is a file's
+    path; without it what was signed is known only as long as the object lives. ``approve`` is asked before each payment
+    is signed, sync or, in async clients, async. ``balance``: "first" pays from the prepaid balance where a seller keeps
+    one, and by a payment where that is too low; "only" never by a payment; "off". ``max_validity``: the most seconds
+    that an authorization lives. ``max_signatures=2`` lets a 402 after a payment lead to one more. ``retries``: how
+    often a payment is shown again after a lost answer, 409 or 5xx, waiting ``backoff`` seconds and then twice that, or
+    what Retry-After says. ``read_timeout``: the least seconds for a paid answer, whatever the client's own (I-12).
+    Raises ``ConfigError``.
     """
 
     def __init__(
@@ -54,6 +64,11 @@ class Payer:
         evm_key: str | bytes | None = None,
         *,
         evm_account: Account | None = None,
+        svm_key: SvmKey | None = None,
+        svm_keypair: str | os.PathLike[str] | None = None,
+        svm_signer: SvmSigner | None = None,
+        svm_rpc: str | None = None,
+        katana_hosts: Collection[str] = (),
         limits: Limits | None = None,
         journal: str | os.PathLike[str] | None = None,
         approve: Approve | None = None,
@@ -71,10 +86,19 @@ class Payer:
         if balance not in ("off", "first", "only"):
             raise ConfigError(f'balance is "off", "first" or "only", not {balance!r}')
         self._approve = approve
-        wallet = _wallet(evm_key, evm_account)
-        policy, rows = Policy(limits or Limits(), allow_insecure=allow_insecure), Journal(journal)
+        wallets = Wallets(_wallet(evm_key, evm_account), _solana(svm_key, svm_keypair, svm_signer), _node(svm_rpc))
+        if not wallets.kinds:
+            raise ConfigError("give a wallet: evm_key or evm_account, svm_key, svm_keypair or svm_signer")
+        policy = Policy(
+            limits or Limits(),
+            allow_insecure=allow_insecure,
+            kinds=wallets.kinds,
+            has_node=wallets.node is not None,
+            katana_hosts=(*_KATANA, *katana_hosts),
+        )
+        rows = Journal(journal)
         self._setup = Setup(
-            wallet=wallet,
+            wallets=wallets,
             policy=policy,
             journal=rows,
             clock=clock,
@@ -84,13 +108,18 @@ class Payer:
             retries=retries,
             backoff=backoff,
             read_timeout=read_timeout,
-            balance=BalanceSetup(balance, wallet, policy, rows, Sellers(), lambda: int(clock()), retries, backoff),
+            balance=BalanceSetup(balance, wallets, policy, rows, Sellers(), lambda: int(clock()), retries, backoff),
         )
 
     @property
     def address(self) -> str:
-        """The wallet's address."""
-        return self._setup.wallet.address
+        """The wallet's address; EVM's where there are two."""
+        return self._setup.wallets.address
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Each wallet's address, EVM's first."""
+        return self._setup.wallets.addresses
 
     def transport(self, inner: httpx.BaseTransport | None = None) -> families.PayingTransport:
         """For ``httpx.Client``; wraps ``inner``, whose settings stay, or a fresh ``httpx.HTTPTransport()``."""
@@ -114,21 +143,31 @@ class Payer:
 
         return families2.AsyncPayingTransport(self._setup, self._approve, inner)
 
-    def wallet(self, base_url: str, client: httpx.Client | None = None) -> PrepaidWallet:
+    def wallet(self, base_url: str, client: httpx.Client | None = None, *, network: str = "") -> PrepaidWallet:
         """The balance at the seller whose wallet service is at ``base_url``, such as ``https://api.example.com/v1/x402``.
 
         ``client`` must have a transport of this payer; without one it has its own, to be closed (``with``).
+        ``network``: the one whose wallet is meant (CAIP-2, or v1's short name), for a payer with two: their balances
+        are two. Without it the first wallet is. Raises ``ConfigError`` for one that there is no wallet for.
         """
+        operations = self._operations(network)
         made = client or httpx.Client(transport=self.transport(), timeout=WALLET_SECONDS)
-        return PrepaidWallet(base_url, self._operations(), made, owns=client is None)
+        return PrepaidWallet(base_url, operations, made, owns=client is None)
 
-    def async_wallet(self, base_url: str, client: httpx.AsyncClient | None = None) -> AsyncPrepaidWallet:
+    def async_wallet(
+        self, base_url: str, client: httpx.AsyncClient | None = None, *, network: str = ""
+    ) -> AsyncPrepaidWallet:
         """The same, asynchronously."""
+        operations = self._operations(network)
         made = client or httpx.AsyncClient(transport=self.async_transport(), timeout=WALLET_SECONDS)
-        return AsyncPrepaidWallet(base_url, self._operations(), made, owns=client is None)
+        return AsyncPrepaidWallet(base_url, operations, made, owns=client is None)
 
-    def _operations(self) -> Operations:
-        return Operations(self.address, self._setup.policy.known)
+    def _operations(self, network: str) -> Operations:
+        wallets, policy = self._setup.wallets, self._setup.policy
+        named = caip2(network) if network else wallets.kinds[0] if len(wallets.kinds) > 1 else ""
+        if network and named not in policy.networks:
+            raise ConfigError(f"this payer has no wallet for the network {network!r}, or Limits does not allow it")
+        return Operations(wallets.address_on(named) if named else wallets.address, policy.known, named)
 
     def spent_this_hour(self) -> Usd:
         """Dollars counted in this UTC hour, payments with an open outcome included."""
@@ -139,7 +178,8 @@ class Payer:
         return self._spent(1)
 
     def _spent(self, period: int) -> Usd:
-        micros = self._setup.journal.spent(self.address, self._setup.now())[period]
+        journal, now = self._setup.journal, self._setup.now()
+        micros = sum(journal.spent(address, now)[period] for address in self.addresses)
         return Usd(Decimal(micros).scaleb(-MICRO))
 
     def payments(self, *, only_open: bool = False) -> list[Payment]:
@@ -159,15 +199,37 @@ class Payer:
     def close(self) -> None:
         """Close the journal. Transports that still use it fail before they sign."""
         self._setup.journal.close()
+        if self._setup.wallets.node is not None:
+            self._setup.wallets.node.close()
 
 
-def _wallet(key: str | bytes | None, account: Account | None) -> Wallet:
-    if (key is None) == (account is None):
+def _wallet(key: str | bytes | None, account: Account | None) -> Wallet | None:
+    if key is not None and account is not None:
         raise ConfigError("give either evm_key or evm_account")
     if account is not None:
         return AccountWallet(account)
-    assert key is not None
-    return KeyWallet(key)
+    return None if key is None else KeyWallet(key)
+
+
+def _solana(
+    key: SvmKey | None, keypair: str | os.PathLike[str] | None, signer: SvmSigner | None
+) -> SolanaWallet | None:
+    given = sum(each is not None for each in (key, keypair, signer))
+    if given == 0:
+        return None
+    if given > 1:
+        raise ConfigError("give one of svm_key, svm_keypair, svm_signer")
+    from .svm import SolanaWallet
+
+    return SolanaWallet(key if keypair is None else Path(keypair), signer)
+
+
+def _node(url: str | None) -> Blockhashes | None:
+    if url is None:
+        return None
+    from .svm_rpc import Blockhashes
+
+    return Blockhashes(url)
 
 
 def _need_httpx2() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR
 from typing import Final
@@ -40,9 +40,9 @@ class Limits:
     """The payer's policy.
 
     ``per_call``, ``per_hour``, ``per_day``: dollars such as ``"$0.05"``, None for no cap; hours and days are UTC's.
-    ``hosts``: names, with or without a port; None allows any. ``networks``: CAIP-2 or v1's short names. ``assets``:
-    symbols or addresses of known assets, or a whole ``Asset`` (worth a dollar) that we don't know. Raises
-    ``ConfigError``.
+    ``hosts``: names, with or without a port; None allows any. ``networks``: CAIP-2 or v1's short names; a payer with
+    two wallets prefers EVM's, or the kind of the first network here. ``assets``: symbols or addresses of known assets,
+    or a whole ``Asset`` (worth a dollar) that we don't know. Raises ``ConfigError``.
     """
 
     per_call: str | None = "$0.10"
@@ -104,6 +104,8 @@ class Target:
     """For a top-up that the caller asked for: the most that it may cost, in place of ``per_call``, in micros."""
     proves: bool = False
     """A call to a wallet service, which takes a proof alone."""
+    network: str = ""
+    """Where it must be paid or proved: a namespace, or a network (CAIP-2). Empty: wherever the policy allows."""
 
     @property
     def route(self) -> str:
@@ -138,12 +140,27 @@ class Proposal:
 class Policy:
     """``Limits``, made ready. Raises ``ConfigError`` for a network or an asset that we don't know."""
 
-    def __init__(self, limits: Limits, *, allow_insecure: bool = False) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        allow_insecure: bool = False,
+        kinds: Sequence[str] = ("eip155",),
+        has_node: bool = False,
+        katana_hosts: Collection[str] = (),
+    ) -> None:
+        """``kinds``: the namespaces that there is a wallet for. ``has_node``: whether one can say a blockhash.
+
+        ``katana_hosts``: whose offers on Solana name no fee payer, since the recipient is it.
+        """
         self.caps = Caps.of(limits)
+        self._has_node = has_node
+        self._katana_hosts = frozenset(host.lower() for host in katana_hosts)
         self._allow_insecure = allow_insecure
         self._hosts = None if limits.hosts is None else frozenset(host.lower() for host in limits.hosts)
         added = [asset for asset in limits.assets or () if isinstance(asset, Asset)]
-        self.known = {_key(asset): asset for asset in (*DEFAULTS.values(), *added)}
+        assets = (asset for asset in (*DEFAULTS.values(), *added) if _kind(asset.network) in kinds)
+        self.known = {_key(asset): asset for asset in assets}
         self._allowed = self._filter(limits)
         named = [caip2(network) for network in limits.networks or ()] or list(DEFAULTS)
         allowed = {network for network, _ in self._allowed}
@@ -151,13 +168,15 @@ class Policy:
             sorted(allowed)
         )
         """CAIP-2, whose wallets may prove themselves; the first is meant where a seller does not say."""
+        preferred = dict.fromkeys(_kind(caip2(network)) for network in limits.networks or kinds)
+        self._ranks = {kind: rank for rank, kind in enumerate(preferred)}
 
     def _filter(self, limits: Limits) -> frozenset[tuple[str, str]]:
         keys = set(self.known)
         if limits.networks is not None:
             networks = {caip2(network) for network in limits.networks}
             if not networks <= {network for network, _ in keys}:
-                raise ConfigError(f"no asset is known on some of the networks {sorted(networks)}")
+                raise ConfigError(f"no wallet, or no asset, is known for some of the networks {sorted(networks)}")
             keys = {key for key in keys if key[0] in networks}
         if limits.assets is not None:
             keys = {key for asset in limits.assets for key in self._named(asset) if key in keys}
@@ -178,6 +197,14 @@ class Policy:
     def names_host(self, host: str, port: int | None) -> bool:
         """Whether ``hosts`` are set, and this is one of them."""
         return self._hosts is not None and self.allows_host(host, port)
+
+    def is_katana(self, target: Target) -> bool:
+        """Whether the seller speaks Katana's dialect."""
+        return target.host in self._katana_hosts or f"{target.host}:{target.port}" in self._katana_hosts
+
+    def networks_for(self, target: Target) -> tuple[str, ...]:
+        """Those of ``networks`` on which a call may be proved."""
+        return tuple(network for network in self.networks if _is_on(network, target.network))
 
     def permits(self, target: Target) -> bool:
         """Whether ``check_target`` lets it pass."""
@@ -211,16 +238,24 @@ class Policy:
             raise PolicyRefused(f"redirected from {target.first_origin} to {target.origin}; Limits.hosts can permit it")
 
     def choose(self, offers: Sequence[Offer], target: Target) -> Offer:
-        """Decisions 3 and 4: the server's order decides. Raises ``NothingPayable``, ``TooDear``."""
+        """Decisions 3 and 4: EVM before Solana unless ``Limits.networks`` says otherwise, and then the server's order.
+
+        Raises ``NothingPayable``, ``TooDear``.
+        """
         allowed = [offer for offer in offers if _key(offer.asset) in self._allowed]
+        allowed = [offer for offer in allowed if _is_on(offer.terms.network, target.network)]
         if not allowed:
             raise NothingPayable("no offer is in a network and an asset that Limits allows")
-        for offer in allowed:
+        for offer in sorted(allowed, key=self._rank):
             if self._affordable(offer, target.top_up if target.top_up is not None else self.caps.call):
                 return offer
         cheapest = min(to_micros(offer.terms.amount, offer.asset) for offer in allowed)
         limit = "Limits.per_call" if target.top_up is None else f"${format_units(target.top_up, MICRO)}"
         raise TooDear(f"the price ${format_units(cheapest, MICRO)} is above {limit}")
+
+    def _rank(self, offer: Offer) -> tuple[bool, int]:
+        needs_node = offer.solana is not None and not offer.solana.blockhash
+        return needs_node and not self._has_node, self._ranks.get(_kind(offer.terms.network), len(self._ranks))
 
     def _affordable(self, offer: Offer, cap: int | None) -> bool:
         amount = offer.terms.amount
@@ -234,6 +269,14 @@ def proposal(offer: Offer, target: Target) -> Proposal:
     words = "".join(char if char.isprintable() else " " for char in offer.challenge.description[:TEXT_MAX])
     where = (target.method, target.host, target.url)
     return Proposal(terms.amount, offer.asset, terms.network, terms.pay_to, *where, words)
+
+
+def _kind(network: str) -> str:
+    return network.partition(":")[0]
+
+
+def _is_on(network: str, wanted: str) -> bool:
+    return wanted in ("", network, _kind(network))
 
 
 def _key(asset: Asset) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from .exchange import PROVES, TOP_UP
+from .exchange import NETWORK, PROVES, TOP_UP
 from .receipts import payment_of
 from .wallet_service import PAGE, Operations, Reply, Request, TopUp, Transaction, WalletBalance, WalletInfo, Withdrawal
 
@@ -27,7 +27,7 @@ class _Service:
         self._operations = operations
 
     def _options(self, request: Request) -> dict[str, Any]:
-        hints = {TOP_UP: request.top_up, PROVES: request.proves}
+        hints = {TOP_UP: request.top_up, PROVES: request.proves, NETWORK: self._operations.network}
         made: dict[str, Any] = {"method": request.method, "url": self.base_url + request.path, "extensions": hints}
         return made if request.body is None else {**made, "json": request.body}
 

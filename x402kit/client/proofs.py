@@ -17,9 +17,10 @@ from typing import Any, Final
 from ..model import Json
 from ..protocols.encoding import parse_object
 from ..protocols.siwx import EXTENSION, PROOF_HEADERS, build_message, encode_proof
+from ..protocols.siwx_fields import kind_of
 from ..protocols.x402 import encode_header
 from .policy import Target
-from .wallets import Wallet
+from .wallets import Wallets
 
 __all__ = ["LIFE", "SignInChallenge", "find_challenge", "has_proof", "is_refusal", "own_proof", "server_time"]
 
@@ -38,25 +39,36 @@ class SignInChallenge:
     info: Json
     network: str
 
-    def answer(self, wallet: Wallet) -> str:
+    def answer(self, wallets: Wallets) -> str:
         """The header's value. Raises ``ValueError`` for a text that brings lines of its own."""
-        message = build_message(self.info, wallet.address, self.network)
-        signature = "0x" + wallet.sign_message(message.encode()).hex()
-        return encode_proof(self.info, wallet.address, self.network, signature)
+        address = wallets.address_on(self.network)
+        message = build_message(self.info, address, self.network)
+        return encode_proof(self.info, address, self.network, wallets.sign_message(message.encode(), self.network))
 
 
-def find_challenge(extensions: Mapping[str, Any], target: Target, networks: Collection[str]) -> SignInChallenge | None:
-    """The challenge in a 402's extensions; None where there is none, or it is not for this origin or these networks."""
+def find_challenge(
+    extensions: Mapping[str, Any], target: Target, networks: Collection[str], known: str = ""
+) -> SignInChallenge | None:
+    """The challenge in a 402's extensions; None where there is none, or it is not for this origin or these networks.
+
+    ``known``: the network on which a balance is kept there; it is preferred, and then EVM's.
+    """
     found = _object(extensions.get(EXTENSION))
     info = _object(found.get("info"))
     chains = found.get("supportedChains")
     if not _is_here(info, target) or not isinstance(chains, list):
         return None
-    for chain in chains:  # pyright: ignore[reportUnknownVariableType]  # JSON
-        network = _object(chain).get("chainId")
-        if isinstance(network, str) and network in networks and _object(chain).get("type") == "eip191":
-            return _readable(SignInChallenge(info, network))
-    return None
+    entries: list[Any] = chains  # pyright: ignore[reportUnknownVariableType]  # JSON
+    named = [network for entry in entries if (network := _network(_object(entry), networks))]
+    named.sort(key=lambda network: (network != known, kind_of(network) != "eip191"))
+    return _readable(SignInChallenge(info, named[0])) if named else None
+
+
+def _network(chain: Json, networks: Collection[str]) -> str:
+    network = chain.get("chainId")
+    if not isinstance(network, str) or network not in networks or chain.get("type") != kind_of(network):
+        return ""
+    return network
 
 
 def _readable(challenge: SignInChallenge) -> SignInChallenge | None:
@@ -79,7 +91,7 @@ def _object(value: Any) -> Json:
     return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]  # JSON
 
 
-def own_proof(wallet: Wallet, target: Target, network: str, now: int, nonce: str) -> str:
+def own_proof(wallets: Wallets, target: Target, network: str, now: int, nonce: str) -> str:
     """A header's value for one request, good for ``LIFE`` seconds from ``now`` on."""
     uri = target.url.partition("?")[0]
     info = {
@@ -91,9 +103,10 @@ def own_proof(wallet: Wallet, target: Target, network: str, now: int, nonce: str
         "issuedAt": _time(now),
         "expirationTime": _time(now + LIFE),
     }
-    message = build_message(info, wallet.address, network)
-    signature = "0x" + wallet.sign_message(message.encode()).hex()
-    return encode_header({"address": wallet.address, "message": message, "signature": signature, "chainId": network})
+    address = wallets.address_on(network)
+    message = build_message(info, address, network)
+    signature = wallets.sign_message(message.encode(), network)
+    return encode_header({"address": address, "message": message, "signature": signature, "chainId": network})
 
 
 def _time(now: int) -> str:

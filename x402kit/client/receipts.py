@@ -77,9 +77,17 @@ def _problem(payment: Payment, receipt: SettlementResponse | None) -> str:
         return "the receipt is for another network"
     if receipt.amount is not None and receipt.amount != payment.amount:
         return "the receipt is for another amount"
-    if receipt.payer and receipt.payer.lower() != payment.payer.lower():
+    if receipt.payer and not _is_same(receipt.payer, payment.payer):
         return "the receipt is for another payer"
+    if payment.network.startswith("solana:"):
+        from . import svm
+
+        return svm.receipt_problem(payment.value, receipt.transaction)
     return "" if _HASH.match(receipt.transaction) else "the receipt names no transaction"
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one == other or (one.lower() == other.lower() and other.startswith("0x"))
 
 
 def is_charged(headers: Mapping[str, str]) -> bool:
@@ -157,7 +165,7 @@ def _balance_problem(call: BalanceCall, receipt: SettlementResponse | None, netw
         return f"the receipt says that it failed: {receipt.error_reason}"
     if receipt.network != network:
         return "the receipt is for another network"
-    if receipt.payer and receipt.payer.lower() != call.payer.lower():
+    if receipt.payer and not _is_same(receipt.payer, call.payer):
         return "the receipt is for another payer"
     if None not in (receipt.amount, charged) and receipt.amount != charged:
         return "the receipt states two amounts"

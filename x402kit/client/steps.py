@@ -9,7 +9,7 @@ from typing import Any
 from .policy import Proposal
 from .receipts import PaymentInfo
 
-__all__ = ["Answer", "Ask", "Body", "Drop", "Lost", "Send", "Sleep", "Step", "Steps", "Store"]
+__all__ = ["Answer", "Ask", "Body", "Drop", "Lost", "Send", "Sleep", "Step", "Steps", "Store", "Work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,13 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """Run a blocking action that moves no money and may be abandoned; → what it returns."""
+
+    action: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Ask the caller's callback; → bool."""
 
@@ -65,5 +72,5 @@ class Sleep:
     seconds: float
 
 
-Step = Send | Body | Drop | Store | Ask | Sleep
+Step = Send | Body | Drop | Store | Work | Ask | Sleep
 Steps = Generator[Step, Any, PaymentInfo | None]

@@ -21,7 +21,7 @@ from ..errors import ConfigError, PaymentOutcomeUnknown, PolicyRefused
 from .core import Setup
 from .exchange import End, Exchange, Family, Head, is_ours
 from .policy import Proposal
-from .steps import Ask, Body, Drop, Send, Sleep, Step, Store
+from .steps import Ask, Body, Drop, Send, Sleep, Step, Store, Work
 
 __all__ = ["Approve", "AsyncDriver", "Driver"]
 
@@ -74,7 +74,7 @@ class Driver:
                     return exchange.answered(self.inner.handle_request(exchange.outgoing(step)))
                 except self._family.transport_error as error:
                     return exchange.lost(error)
-            case Store():
+            case Store() | Work():
                 return step.action()
             case Sleep():
                 return time.sleep(step.seconds)
@@ -162,8 +162,8 @@ class AsyncDriver:
                     return exchange.answered(await self.inner.handle_async_request(exchange.outgoing(step)))
                 except self._family.transport_error as error:
                     return exchange.lost(error)
-            case Store():
-                return await _in_thread(step.action)
+            case Store() | Work():
+                return await _blocking(step)
             case Sleep():
                 return await anyio.sleep(step.seconds)
             case Ask():
@@ -215,6 +215,12 @@ async def _awaited(answer: Awaitable[bool]) -> bool:
         return await answer
     except Exception as error:
         raise PolicyRefused("the approve callback raised; nothing was signed") from error
+
+
+async def _blocking(step: Store | Work) -> Any:
+    if isinstance(step, Store):
+        return await _in_thread(step.action)
+    return await anyio.to_thread.run_sync(step.action, abandon_on_cancel=True)
 
 
 async def _in_thread(action: Callable[[], T]) -> T:

@@ -138,10 +138,13 @@ class Withdrawal:
 
 
 class Operations:
-    """The operations for one wallet. ``known`` are the assets whose decimals we know (M05)."""
+    """The operations for one wallet. ``known`` are the assets whose decimals we know (M05).
 
-    def __init__(self, wallet: str, known: Mapping[tuple[str, str], Asset]) -> None:
-        self._wallet, self._known = wallet, known
+    ``network``: ``Target.network`` of its requests; a payer's two wallets have balances of their own.
+    """
+
+    def __init__(self, wallet: str, known: Mapping[tuple[str, str], Asset], network: str = "") -> None:
+        self._wallet, self._known, self.network = wallet, known, network
 
     def info(self) -> Steps[WalletInfo]:
         said = _read((yield Request("GET")))

@@ -1,17 +1,30 @@
-"""Who signs: a private key of our own, or an ``eth_account`` account. Neither ever shows its key (I11)."""
+"""Who signs: a private key of our own, or an ``eth_account`` account. Neither ever shows its key (I11).
+
+A payer has a wallet for EVM networks, one for Solana (svm.py, loaded where there is one), or both.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ..errors import ConfigError, MissingExtra
 from ..model import Json
 from ..money import Asset
 from ..networks import evm
 from ..networks.evm_message import message_digest
+from ..protocols.base58 import b58encode
 
-__all__ = ["Account", "AccountWallet", "KeyWallet", "Wallet", "authorize"]
+if TYPE_CHECKING:
+    from .svm import SolanaWallet
+    from .svm_rpc import Blockhashes
+
+__all__ = ["Account", "AccountWallet", "KeyWallet", "Prepared", "Wallet", "Wallets", "authorize"]
+
+EVM: Final = "eip155"
+SOLANA: Final = "solana"
 
 _KEY: Final = re.compile(r"(?:0x)?[0-9a-fA-F]{64}\Z", re.ASCII)
 _FIELDS: Final = (
@@ -130,3 +143,50 @@ def authorize(wallet: Wallet, asset: Asset, pay_to: str, amount: int, valid_befo
             "nonce": "0x" + nonce.hex(),
         },
     }
+
+
+class Prepared(NamedTuple):
+    """A payment before it is signed: what the journal writes down of it, and what signs it then."""
+
+    reference: str
+    payer: str
+    valid_before: int
+    payload: Callable[[], Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Wallets:
+    """A payer's wallets, at least one. ``node``: whom a payment on Solana may ask for a blockhash."""
+
+    evm: Wallet | None = None
+    solana: SolanaWallet | None = None
+    node: Blockhashes | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The namespaces (CAIP-2) of the networks that can be paid on, EVM's first."""
+        found = ((EVM, self.evm), (SOLANA, self.solana))
+        return tuple(kind for kind, wallet in found if wallet is not None)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """EVM's first."""
+        return tuple(wallet.address for wallet in (self.evm, self.solana) if wallet is not None)
+
+    @property
+    def address(self) -> str:
+        """The first wallet's."""
+        return self.addresses[0]
+
+    def address_on(self, network: str) -> str:
+        """The wallet that pays on a network, or in its namespace; the first where there is none."""
+        wallet = self.solana if network.partition(":")[0] == SOLANA else self.evm
+        return self.address if wallet is None else wallet.address
+
+    def sign_message(self, message: bytes, network: str) -> str:
+        """A signature over a wallet proof, as it is written: 0x-hex, base58 for Solana."""
+        if network.partition(":")[0] == SOLANA:
+            assert self.solana is not None
+            return b58encode(self.solana.sign_message(message))
+        assert self.evm is not None
+        return "0x" + self.evm.sign_message(message).hex()
