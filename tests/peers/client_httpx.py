@@ -10,11 +10,17 @@ from eth_account import Account
 from x402 import x402Client
 from x402.http.clients.httpx import PaymentError, wrapHttpxWithPayment
 from x402.mechanisms.evm.exact import register_exact_evm_client
+from x402.mechanisms.svm import KeypairSigner
+from x402.mechanisms.svm.exact import register_exact_svm_client
 
 
 async def main() -> None:
     arguments = client_arguments()
-    payer = register_exact_evm_client(x402Client(), Account.from_key(private_key()))
+    payer = x402Client()
+    if arguments.svm_rpc:
+        register_exact_svm_client(payer, KeypairSigner.from_base58(private_key()), rpc_url=arguments.svm_rpc)
+    else:
+        register_exact_evm_client(payer, Account.from_key(private_key()))
     try:
         async with wrapHttpxWithPayment(payer, timeout=arguments.timeout) as http:
             answer = await http.request(

@@ -8,11 +8,17 @@ from eth_account import Account
 from x402 import x402ClientSync
 from x402.http.clients.requests import PaymentError, x402_requests
 from x402.mechanisms.evm.exact import register_exact_evm_client
+from x402.mechanisms.svm import KeypairSigner
+from x402.mechanisms.svm.exact import register_exact_svm_client
 
 
 def main() -> None:
     arguments = client_arguments()
-    payer = register_exact_evm_client(x402ClientSync(), Account.from_key(private_key()))
+    payer = x402ClientSync()
+    if arguments.svm_rpc:
+        register_exact_svm_client(payer, KeypairSigner.from_base58(private_key()), rpc_url=arguments.svm_rpc)
+    else:
+        register_exact_evm_client(payer, Account.from_key(private_key()))
     try:
         with x402_requests(payer) as session:
             answer = session.request(

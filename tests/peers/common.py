@@ -21,12 +21,17 @@ def private_key() -> str:
     return os.environ["PEER_KEY"]
 
 
+def is_solana(network: str) -> bool:
+    return network.startswith("solana:")
+
+
 class ClientArguments(argparse.Namespace):
     url: str
     method: str
     json: str | None
     header: list[str]
     timeout: float
+    svm_rpc: str | None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -41,6 +46,7 @@ def client_arguments() -> ClientArguments:
     parser.add_argument("--json", help="a JSON text to send as the body")
     parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    parser.add_argument("--svm-rpc", metavar="URL", help="pay on Solana, with a key in base58, by this node")
     return parser.parse_args(namespace=ClientArguments())
 
 

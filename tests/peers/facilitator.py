@@ -9,18 +9,30 @@ import argparse
 from collections import Counter
 from typing import Any
 
-from common import BASE, private_key, serve
+from common import BASE, is_solana, private_key, serve
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from solders.keypair import Keypair
 from x402 import x402FacilitatorSync
 from x402.mechanisms.evm import FacilitatorWeb3Signer
 from x402.mechanisms.evm.exact import register_exact_evm_facilitator
+from x402.mechanisms.svm import FacilitatorKeypairSigner
+from x402.mechanisms.svm.exact import register_exact_svm_facilitator
 from x402.schemas import PaymentError, parse_payment_payload, parse_payment_requirements
 
 
-def build(rpc_url: str, network: str, confirmation_timeout: float) -> FastAPI:
+def settling(rpc_url: str, network: str, confirmation_timeout: float) -> x402FacilitatorSync:
+    """On an EVM network, or on Solana (with a key in base58), where the package's own time-out of 30 s counts."""
+    made = x402FacilitatorSync()
+    if is_solana(network):
+        keypair = Keypair.from_base58_string(private_key())
+        return register_exact_svm_facilitator(made, FacilitatorKeypairSigner(keypair, rpc_url), networks=network)
     signer = FacilitatorWeb3Signer(private_key(), rpc_url, confirmation_timeout_seconds=confirmation_timeout)
-    facilitator = register_exact_evm_facilitator(x402FacilitatorSync(), signer, networks=network)
+    return register_exact_evm_facilitator(made, signer, networks=network)
+
+
+def build(rpc_url: str, network: str, confirmation_timeout: float) -> FastAPI:
+    facilitator = settling(rpc_url, network, confirmation_timeout)
     app = FastAPI(exception_handlers={ValueError: _refused, KeyError: _refused, PaymentError: _refused})
     calls: Counter[str] = Counter()
 

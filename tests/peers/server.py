@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from typing import Any
 
-from common import BASE, serve
+from common import BASE, is_solana, serve
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from x402 import x402ResourceServer
@@ -20,9 +20,17 @@ from x402.http import FacilitatorConfig, HTTPFacilitatorClient, PaymentOption
 from x402.http.middleware.fastapi import PaymentMiddlewareASGI
 from x402.http.types import RouteConfig
 from x402.mechanisms.evm.exact import register_exact_evm_server
+from x402.mechanisms.svm.exact import register_exact_svm_server
 
 
-def build(facilitator: str, pay_to: str, price: str, network: str) -> FastAPI:
+def selling(facilitator: str, network: str, svm_rpc: str | None) -> x402ResourceServer:
+    made = x402ResourceServer(facilitator_client(facilitator))
+    if is_solana(network):
+        return register_exact_svm_server(made, networks=network, rpc_url=svm_rpc)
+    return register_exact_evm_server(made, networks=network)
+
+
+def build(facilitator: str, pay_to: str, price: str, network: str, svm_rpc: str | None) -> FastAPI:
     def priced(**extra: str) -> RouteConfig:
         option = PaymentOption(scheme="exact", pay_to=pay_to, price=price, network=network, extra=extra or None)
         return RouteConfig(accepts=[option], description="a peer's route", mime_type="application/json")
@@ -36,7 +44,7 @@ def build(facilitator: str, pay_to: str, price: str, network: str) -> FastAPI:
             "GET /upfront": priced(paymentFlow="upfront"),
             "GET /broken": priced(),
         },
-        server=register_exact_evm_server(x402ResourceServer(facilitator_client(facilitator)), networks=network),
+        server=selling(facilitator, network, svm_rpc),
     )
     runs: Counter[str] = Counter()
 
@@ -83,9 +91,10 @@ def main() -> None:
     parser.add_argument("--pay-to", required=True, metavar="ADDRESS")
     parser.add_argument("--price", default="$0.01")
     parser.add_argument("--network", default=BASE)
+    parser.add_argument("--svm-rpc", metavar="URL", help="the offers on Solana bring a blockhash of this node")
     parser.add_argument("--port", type=int, default=0)
-    arguments = parser.parse_args()
-    serve(build(arguments.facilitator, arguments.pay_to, arguments.price, arguments.network), arguments.port)
+    given = parser.parse_args()
+    serve(build(given.facilitator, given.pay_to, given.price, given.network, given.svm_rpc), given.port)
 
 
 main()

@@ -16,7 +16,7 @@ import httpx
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from x402kit.devnet import EvmAccount
+from x402kit.devnet import EvmAccount, SvmAccount
 from x402kit.model import Json
 
 __all__ = ["CLIENTS", "LOST", "UNHEARD", "Fault", "Front", "ask", "pay", "service"]
@@ -41,13 +41,16 @@ def _environment(**values: str) -> dict[str, str]:
     return {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **values}
 
 
-def pay(program: str, url: str, payer: EvmAccount, *options: str, method: str = "GET", body: Any = None) -> Json:
+def pay(
+    program: str, url: str, payer: EvmAccount | SvmAccount, *options: str, method: str = "GET", body: Any = None
+) -> Json:
     """One call by a peer's client, paid by ``payer`` where it is asked to; the line that it prints."""
     given = [*options, "--method", method]
     given += [] if body is None else ["--json", json.dumps(body)]
+    key = payer.private_key if isinstance(payer, EvmAccount) else payer.secret_key
     ended = subprocess.run(
         [*_command(program), url, *given],
-        env=_environment(PEER_KEY=payer.private_key),
+        env=_environment(PEER_KEY=key),
         capture_output=True,
         text=True,
         timeout=60,

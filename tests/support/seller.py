@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from x402kit import Call, Paywall, Usd, usd
-from x402kit.devnet import EvmDevnet
+from x402kit.devnet import EvmDevnet, SvmDevnet
 from x402kit.networks.port import Rail
 
 from .serving import serving
@@ -31,7 +31,8 @@ PRICE = 10_000
 class Seller:
     """``seen`` are the headers of the requests as they came, ``runs`` the names of the handlers that ran."""
 
-    chain: EvmDevnet
+    chain: Any
+    pay_to: str = PAY_TO
     app: ASGIApp | None = None
     url: str = ""
     seen: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
@@ -50,19 +51,25 @@ class Seller:
         self.seen.clear()
         self.runs.clear()
         self.failing = 0
-        self.earned_before = self.chain.balance_of(PAY_TO)
+        self.earned_before = self.balance
         return self
+
+    @property
+    def balance(self) -> int:
+        """What the recipient has on the chain."""
+        found: int = self.chain.balance_of(self.pay_to)
+        return found
 
     @property
     def earned(self) -> int:
         """Atomic units that have come in since ``fresh``."""
-        return self.chain.balance_of(PAY_TO) - self.earned_before
+        return self.balance - self.earned_before
 
 
 @contextlib.contextmanager
-def selling(chain: EvmDevnet, rail: Rail, place: Path, **settings: Any) -> Generator[Seller]:
+def selling(chain: EvmDevnet | SvmDevnet, rail: Rail, place: Path, **settings: Any) -> Generator[Seller]:
     """The shop on a free port, paid on ``rail``; its ledger is kept in ``place``, ``settings`` are the paywall's."""
-    seller = Seller(chain)
+    seller = Seller(chain, rail.pay_to)
     seller.app = _make_app(seller, Paywall([rail], place / "payments.db", **settings))
     with serving(seller) as seller.url:
         yield seller
