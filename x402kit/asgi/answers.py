@@ -133,8 +133,9 @@ def sale_headers(sale: Sale, outcome: Charged | None) -> Headers:
 
 def _told_again(kept: Claim | Hold) -> Headers:
     """The receipt of a call whose answer is no longer kept: what it cost, and what was returned."""
-    said = {"reserved": str(kept.amount), "charged": str(kept.captured)}
-    said["returned"] = str(max(kept.amount - kept.captured, 0))
+    said = {"reserved": str(kept.amount)}
+    if kept.state != "open":
+        said |= {"charged": str(kept.captured), "returned": str(max(kept.amount - kept.captured, 0))}
     if isinstance(kept, Claim):
         receipt = SettlementResponse(True, kept.network, kept.reference, kept.payer, kept.amount)
         return receipt_headers(receipt, 2, {EXTENSION: {"source": "payment", **said}})

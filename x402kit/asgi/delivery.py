@@ -288,9 +288,8 @@ class Delivery:
         return {**last, "body": bytes(self._kept)} if self._kept else last
 
     async def _served(self, end: End) -> None:
-        """Make the end durable. What can't be written down does not go out: a payment stays good, to be shown again.
-
-        Of a stream only the end is left then, and it goes out all the same.
+        """Make the end durable. What can't be written down does not go out: a payment stays good, to be shown again. Of
+        a stream only the end is left then, and it goes out all the same.
         """
         if self._watch is not None:
             self._watch.leave_alone()
@@ -321,14 +320,16 @@ class Delivery:
         now = int(time.time())
         seconds = self._metering.paid.job_seconds
         if seconds is not None:
-            await sale.defer(now + seconds, self._metering.paid.request_id, **self._answer(None, now))
+            # As long as the job: who lost the answer can still ask for it.
+            answer = self._answer(None, now, max(seconds, KEPT_SECONDS))
+            await sale.defer(now + seconds, self._metering.paid.request_id, **answer)
             return None
-        answer = self._answer(sale.expected(cost), now)
+        answer = self._answer(sale.expected(cost), now, KEPT_SECONDS)
         if answer and self._metering.active:
             answer["request_id"] = self._metering.paid.request_id
         return await sale.serve(cost, **answer)
 
-    def _answer(self, expected: Charged | None, now: int) -> dict[str, Any]:
+    def _answer(self, expected: Charged | None, now: int, seconds: int) -> dict[str, Any]:
         """The columns of the kept copy."""
         if not self._sale.keeps_answer:
             return {}
@@ -339,7 +340,7 @@ class Delivery:
             "body": body,
             "body_digest": self._request.digest() if self._body is None else hashlib.sha256(self._body).digest(),
             "served_at": now,
-            "kept_until": now + KEPT_SECONDS,
+            "kept_until": now + seconds,
         }
         if self._metering.active:
             made["body"] = self._metering.kept(expected, body)

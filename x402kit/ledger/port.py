@@ -131,8 +131,11 @@ class Ledger(Protocol):
 
     async def hold(self, hold_id: str) -> Hold | None: ...
 
-    async def defer_hold(self, hold_id: str, holder: str, deadline: int) -> bool:
-        """A job goes on after its request: no lease is kept, and the hold stays open until ``deadline``."""
+    async def defer_hold(self, hold_id: str, holder: str, deadline: int, **columns: Any) -> bool:
+        """A job goes on after its request: no lease is kept, and the hold stays open until ``deadline``.
+
+        ``columns`` are the answer's, as in ``capture``.
+        """
         ...
 
     async def expire(self, now: int, limit: int = 100) -> list[Hold]:

@@ -176,15 +176,16 @@ class Accounts(Claims):
         rows = await self._read(sql, id=hold_id)
         return Hold._make(rows[0]) if rows else None
 
-    async def defer_hold(self, hold_id: str, holder: str, deadline: int) -> bool:
+    async def defer_hold(self, hold_id: str, holder: str, deadline: int, **columns: Any) -> bool:
         account = await self._place(hold_id)
         if account is None:
             return False
+        given = f", {assignments(tuple(columns), HOLD_COLUMNS)}" if columns else ""
         sql = (
-            "UPDATE x402kit.holds SET lease_until = 0, deadline = %(deadline)s WHERE owner = %(account)s AND asset ="
-            " %(coin)s AND id = %(_id)s AND holder = %(_holder)s AND state = 'open' RETURNING 1"
+            f"UPDATE x402kit.holds SET lease_until = 0, deadline = %(deadline)s{given} WHERE owner = %(account)s AND"
+            " asset = %(coin)s AND id = %(_id)s AND holder = %(_holder)s AND state = 'open' RETURNING 1"
         )
-        values = {**books(account), "_id": hold_id, "_holder": holder, "deadline": deadline}
+        values = {**columns, **books(account), "_id": hold_id, "_holder": holder, "deadline": deadline}
         rows, _ = await self._write(sql, values, of=account.owner, account=account)
         self._let_go("holds", hold_id, holder)
         return bool(rows)

@@ -137,10 +137,13 @@ class SQLiteHolds(SQLiteFile):
     async def hold(self, hold_id: str) -> Hold | None:
         return await self._read(lambda c: _find(c, hold_id))
 
-    async def defer_hold(self, hold_id: str, holder: str, deadline: int) -> bool:
-        sql = "UPDATE holds SET deadline = ?, lease_until = 0 WHERE id = ? AND holder = ? AND state = 'open'"
+    async def defer_hold(self, hold_id: str, holder: str, deadline: int, **columns: Any) -> bool:
+        assert _ANSWER.issuperset(columns), columns
+        sets = "".join(f", {name} = ?" for name in columns)
+        sql = f"UPDATE holds SET deadline = ?, lease_until = 0{sets} WHERE id = ? AND holder = ? AND state = 'open'"
+        values = (deadline, *columns.values(), hold_id, holder)
         self._held["holds"].discard((holder, hold_id))
-        return await self._write(lambda c: c.execute(sql, (deadline, hold_id, holder)).rowcount == 1)
+        return await self._write(lambda c: c.execute(sql, values).rowcount == 1)
 
     async def expire(self, now: int, limit: int = 100) -> list[Hold]:
         values = (now, clock(), limit)

@@ -32,7 +32,7 @@ ATTEMPTS_MAX: Final = 16
 
 
 class Replay(NamedTuple):
-    """A call that was made and charged before, under the same idempotency key."""
+    """A call that was made before, under the same idempotency key: charged, or a job that goes on."""
 
     hold: Hold
 
@@ -109,10 +109,10 @@ class Balances:
                 return self._sale(row, proven, overage, keep=True)
             if row.fingerprint != hold.fingerprint:
                 raise IdempotencyMismatch()
+            if row.state == "captured" or (row.state == "open" and row.status):  # a job: its answer went out
+                return Replay(row)
             if row.state == "open":
                 raise PaymentInProgress(reference=row.request_id)
-            if row.state == "captured":
-                return Replay(row)
         raise BadRequest("too_many_attempts")
 
     def _sale(self, hold: Hold, proven: Proven, overage: Overage, *, keep: bool = False) -> BalanceSale:

@@ -334,7 +334,8 @@ class BalanceSale:
 
     async def defer(self, deadline: int, request_id: str, **answer: Any) -> None:
         hold = self.hold
-        if await self._store.defer_hold(hold.id, hold.holder, deadline):
+        kept = _hold_columns(answer) if self.keeps_answer else {}
+        if await self._store.defer_hold(hold.id, hold.holder, deadline, **kept):
             return
         now = await self._store.hold(hold.id)
         if now is None or now.state not in ("captured", "voided"):  # else the job was faster than its answer
