@@ -89,6 +89,7 @@ class Cases:
     def __init__(self) -> None:
         self._app = peer_app.build()
         self._payer = peer_app.Payer()
+        self._solana: ASGIApp | None = None
 
     async def unpriced(self, count: int, url: str) -> float:
         return await timed(self._app, "/free", [None] * count, 200)
@@ -100,6 +101,17 @@ class Cases:
         payments = await self._payments(count)
         headers: list[bytes | None] = [base64.b64encode(json.dumps(payment).encode()) for payment in payments]
         return await timed(self._app, "/weather", headers, 200)
+
+    async def solana(self, count: int, url: str) -> float:
+        """Paid on Solana, through the package's own facilitator in process."""
+        import peer_svm  # only where it is asked for: the chain's packages take a while
+
+        if self._solana is None:
+            self._solana = peer_svm.build()
+        offer = (await challenge_of(self._solana))["accepts"][0]
+        payments = [peer_svm.pay(offer) for _ in range(count)]
+        headers: list[bytes | None] = [base64.b64encode(json.dumps(payment).encode()) for payment in payments]
+        return await timed(self._solana, "/weather", headers, 200)
 
     async def facilitator(self, count: int, url: str) -> float:
         """`count` calls to a facilitator at `url`, with the package's own client."""

@@ -22,7 +22,7 @@ from x402kit.networks.assets import DEFAULTS
 from x402kit.networks.port import Nonces
 from x402kit.protocols.x402 import encode_header
 
-__all__ = ["NETWORKS", "ORIGIN", "PAY_TO", "NoLedger", "Payers", "StubbedChain", "bare_app", "paid_app"]
+__all__ = ["NETWORKS", "ORIGIN", "PAY_TO", "NoLedger", "Payers", "StubbedChain", "bare_app", "paid_app", "weather"]
 
 ORIGIN: Final = "http://bench.test"
 PAY_TO: Final = "0x" + "11" * 20
@@ -107,18 +107,19 @@ class Payers:
         return [self.pay(offer, echo) for _ in range(count)]
 
 
-async def _weather(request: Request) -> Response:
+async def weather(request: Request) -> Response:
+    """The handler of all these apps."""
     return JSONResponse({"weather": "sunny", "temperature": 21})
 
 
 def bare_app() -> Starlette:
     """What everything is compared with."""
-    return Starlette(routes=[Route("/free", _weather)])
+    return Starlette(routes=[Route("/free", weather)])
 
 
 def paid_app(ledger: str | Store, *, origin: str = ORIGIN, networks: Sequence[str] = NETWORKS) -> tuple[Paywall, Gate]:
     """The same handler behind our gate: ``/free`` and, for a cent, ``/weather``."""
     rails = [StubbedChain(network, pay_to=PAY_TO) for network in networks]
     paywall = Paywall(rails, ledger, origin=origin)
-    priced = paywall.paid("$0.01")(_weather)
-    return paywall, paywall.protect(Starlette(routes=[Route("/free", _weather), Route("/weather", priced)]))
+    priced = paywall.paid("$0.01")(weather)
+    return paywall, paywall.protect(Starlette(routes=[Route("/free", weather), Route("/weather", priced)]))

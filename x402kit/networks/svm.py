@@ -41,6 +41,7 @@ from typing import Final, NamedTuple
 from ..errors import MalformedPayment, PaymentRefused
 from ..model import Authorization, Json, PaymentPayload, PaymentRequirements
 from ..money import MAX_AMOUNT, Asset
+from ..protocols.encoding import b64decode
 from .svm_transaction import (
     ASSOCIATED,
     COMPUTE_BUDGET,
@@ -121,10 +122,7 @@ def parse(payment: PaymentPayload, offer: PaymentRequirements, valid_until: int)
     try:
         if not isinstance(text, str) or not isinstance(stated, str):
             raise ValueError("transaction is missing")
-        raw = base64.b64decode(text, validate=True)
-        if base64.b64encode(raw).decode() != text:
-            raise ValueError("not canonical base64")
-        transaction = decode(raw)
+        transaction = decode(b64decode(text))
     except ValueError as e:
         raise MalformedPayment(_UNDECODABLE, detail=str(e)[:200]) from e
     transfer = find_transfer(transaction.instructions)

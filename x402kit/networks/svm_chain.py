@@ -92,6 +92,7 @@ class SvmRail:
         self._readiness: dict[str, Readiness] = {}
         """By recipient; shared with those that ``for_recipient`` made."""
         self._fees: Fees | None = None
+        self._last_terms: svm.Terms | None = None
         self._meter: Meter | None = None
 
     @property
@@ -106,7 +107,7 @@ class SvmRail:
             raise ConfigError("pay_to is the token's own mint")
         made = copy.copy(self)
         made.pay_to = pay_to
-        made._meter = made._fees = made._fee_policy = None
+        made._meter = made._fees = made._fee_policy = made._last_terms = None
         made._options = replace(self._options, create_recipient=False)
         return made
 
@@ -172,18 +173,22 @@ class SvmRail:
         svm.check(authorization, offer, self._terms(now))
 
     def _terms(self, now: int) -> svm.Terms:
-        options = self._options
-        return svm.Terms(
-            self.asset,
-            self._program,
-            address_bytes(self.fee_payer),
-            options.relaxed,
-            self._fees is not None and self._fees.held_rent(now),
-            options.memo,
-            options.max_units,
-            options.max_unit_price,
-            options.max_priority_lamports,
-        )
+        creates = self._fees is not None and self._fees.held_rent(now)
+        terms = self._last_terms
+        if terms is None or terms.creates is not creates:
+            options = self._options
+            terms = self._last_terms = svm.Terms(
+                self.asset,
+                self._program,
+                address_bytes(self.fee_payer),
+                options.relaxed,
+                creates,
+                options.memo,
+                options.max_units,
+                options.max_unit_price,
+                options.max_priority_lamports,
+            )
+        return terms
 
     # With the chain
 
