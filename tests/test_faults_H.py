@@ -768,3 +768,54 @@ def test_H02_a_real_connection_that_closes_before_the_first_byte(tmp_path: Path)
                 break
             assert time.monotonic() < end
     assert (said["balance_usdc"], till.playing.cancelled) == ("0.100000", 1)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+async def test_J09_what_runs_when_the_paywall_stops_is_ended_before_the_ledger_is_closed(
+    tmp_path: Path, way: Way
+) -> None:
+    """Under a server that stops the app while requests are still open."""
+    ledger, begun = str(tmp_path / "payments.db"), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, TEXT, TEXT)
+        begun.set()
+        await forever()
+
+    till = make(ledger, drain_seconds=0.1)
+    await till.credit(START)
+    till.playing.app = app
+    request = asyncio.create_task(till.ask(way.path, await till.credentials(way)))
+    await begun.wait()
+    await till.paywall.stop()
+    answer = await request
+    assert answer.body.startswith(TEXT + TEXT + b"\n\nevent: error")
+    assert till.playing.cancelled == 1
+    async with opened(ledger) as again:
+        again.payments = till.payments
+        ended = await again.ended(way)
+        if way.metered:
+            assert 0 < ended.charged < 100
+            assert ended == split(way, ended.charged)
+        else:
+            assert ended == (split(way, 0) if way.balance else Ended(0, 0, open=True))
+
+
+async def test_J09_what_ends_in_time_is_not_cut(tmp_path: Path) -> None:
+    begun = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await asyncio.sleep(0.2)
+        await reply(send, json.dumps({"usage": use(5)}).encode())
+
+    till = make(str(tmp_path / "payments.db"), drain_seconds=5)
+    await till.credit(START)
+    till.playing.app = app
+    request = asyncio.create_task(till.ask("/metered", till.proof()))
+    await begun.wait()
+    await till.paywall.stop()
+    assert (await request).status == 200
+    await till.store.start()
+    assert await till.balance() == (START - 5, 0)
+    await till.store.close()

@@ -191,3 +191,24 @@ def test_J09_a_stream_from_a_balance_is_finished_before_the_end(shop: Shop) -> N
     assert server.ended(10) is not None
     assert shop.balance == (FUNDS - 21, 0)
     check(shop)
+
+
+def test_E06_a_process_that_slept_too_long_captures_nothing(shop: Shop) -> None:
+    """Its lease ended and another gave the reserve back: it fails closed, and says so."""
+    shop.fund(FUNDS)
+    sleeper = shop.start(handler=0.3)
+    shop.start()
+    with ThreadPoolExecutor(1) as pool:
+        showing = pool.submit(shop.show, shop.prove(), sleeper)
+        shop.wait_for(shop.runs)
+        sleeper.signal(signal.SIGSTOP)
+        try:
+            shop.wait_for(lambda: shop.balance == (FUNDS, 0))
+        finally:
+            sleeper.signal(signal.SIGCONT)
+        answer = showing.result()
+    assert (answer.status, answer.json["title"]) == (503, "reserve-lost")
+    assert "ALERT" in shop.log
+    assert shop.show(shop.prove(), sleeper).fulfilled
+    settled_down(shop)
+    assert shop.balance == (FUNDS - PRICE, 0)

@@ -443,7 +443,7 @@ class Delivery:
         """Tell the caller of a stream that it broke off and what was charged. False where its format has no way."""
         if not self._closed or self.left:
             return False
-        words = self._metering.last_words(self._outcome)
+        words = self._metering.last_words(self._outcome, self._head or {})
         if words:
             with contextlib.suppress(OSError):
                 await self._send({"type": "http.response.body", "body": words})

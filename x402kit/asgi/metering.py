@@ -7,7 +7,7 @@ pricing/charge.py.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from starlette.types import Message
@@ -23,6 +23,7 @@ from .usage import READ_MAX, UsageReader, reader_for
 __all__ = ["Metering"]
 
 _NOTHING: Final = Delivered()
+_EVENTS: Final = b"text/event-stream"
 _CLASSES: Final = ("input", "cached", "cache_write", "output", "reasoning")
 _CALLERS: Final = (End.COMPLETE, End.LEFT_MIDWAY)
 
@@ -36,7 +37,6 @@ class Metering:
     __slots__ = (
         "_holding",
         "_is_json",
-        "_is_stream",
         "_quote",
         "_reader",
         "_sale",
@@ -58,17 +58,16 @@ class Metering:
         self._used: Usage | None = None
         self._holding: Holding | None = None
         self._waiting: bytearray | None = None
-        self._is_stream = self._is_json = False
+        self._is_json = False
 
     def begin(self, message: Message) -> None:
         """The answer's head."""
         headers = message.get("headers", ())
-        kind = _header(headers, b"content-type").partition(b";")[0].strip().lower()
-        encoding = _header(headers, b"content-encoding")
-        self._is_stream = kind == b"text/event-stream"
+        kind, encoding = _kind(headers), _header(headers, b"content-encoding")
+        is_stream = kind == _EVENTS
         self._is_json = kind == b"application/json" and not encoding
         self._reader = reader_for(kind, message["status"], encoding=encoding)
-        if self._service and self._is_stream and not encoding:
+        if self._service and is_stream and not encoding:
             self._holding = Holding(self._service)
         elif self._service and self._is_json:
             self._waiting = bytearray()
@@ -128,9 +127,10 @@ class Metering:
             return {**message, "body": inject(body, self._service, bill)}
         return message
 
-    def last_words(self, outcome: Charged | None) -> bytes:
+    def last_words(self, outcome: Charged | None, head: Mapping[str, Any]) -> bytes:
         """Of a stream that its handler broke off: an event that says so, and what was charged (H07)."""
-        if not self._is_stream:
+        headers = head.get("headers", ())
+        if _kind(headers) != _EVENTS or _header(headers, b"content-encoding"):
             return b""
         said: dict[str, Any] = {"message": "The answer broke off.", "type": "server_error", "code": "stream_failed"}
         bill = None if outcome is None else self._bill(outcome)
@@ -154,6 +154,10 @@ class Metering:
         if outcome.balance is not None:
             made["wallet_balance_after_usdc"] = format_units(outcome.balance, decimals)
         return made
+
+
+def _kind(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return _header(headers, b"content-type").partition(b";")[0].strip().lower()
 
 
 def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
