@@ -250,7 +250,7 @@ class Attempt:
         yield Drop()
         receipt = read_receipt(answer.headers)
         said = (receipt.error_reason if receipt else "") or (challenge.parsed.error if challenge else "")
-        unclear = challenge is None or is_used(said)
+        unclear = challenge is None or _may_have_moved(said, doubt=self._doubt)
         self._doubt |= unclear
         state = "unknown" if self._doubt else "refused"
         yield from self._finish(payment, state, reason=f"402: {said}", refused=not unclear)
@@ -320,6 +320,11 @@ class Attempt:
             error.add_note(str(unknown))
             if error.__cause__ is None:
                 error.__cause__ = unknown
+
+
+def _may_have_moved(said: str, *, doubt: bool) -> bool:
+    """Whether a refusal's reason is that of a payment that has landed; on Solana its simulation fails then."""
+    return is_used(said) or said == "duplicate_settlement" or (doubt and said == "transaction_simulation_failed")
 
 
 def _unknown(reference: str, said: str = "") -> PaymentOutcomeUnknown:

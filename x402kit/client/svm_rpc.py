@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Final
 
 import httpx
@@ -29,6 +30,7 @@ class Blockhashes:
     def __init__(self, url: str) -> None:
         self._url = url
         self._client = httpx.Client(transport=httpx.HTTPTransport(), timeout=SECONDS)
+        self.close = weakref.finalize(self, self._client.close)
 
     def latest(self) -> bytes:
         """The 32 bytes. Raises ``PayerError``; nothing was signed."""
@@ -41,7 +43,3 @@ class Blockhashes:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as e:
             what = type(e).__name__
             raise PayerError(f"the Solana node of svm_rpc gave no blockhash ({what}); nothing was signed") from None
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
