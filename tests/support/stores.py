@@ -56,8 +56,10 @@ def _sqlite() -> Generator[Place]:
         with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
             return connection.execute(sql).fetchall()
 
-    yield Place(path, query)
-    shutil.rmtree(folder)
+    try:
+        yield Place(path, query)
+    finally:
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
