@@ -178,6 +178,26 @@ async def test_C08_another_process_knows_what_was_paid(till: Till, shop: Shop, t
     assert till.received() == PRICE
 
 
+async def test_an_offer_holds_a_blockhash_that_binds_nobody(svm: SvmDevnet, tmp_path: Path) -> None:
+    till = svm_till(svm)
+    shop = Shop([till], tmp_path)
+    await shop.paywall.start()
+    try:
+        entry = await shop.entry(till.network)
+        blockhash, height = entry["extra"]["recentBlockhash"], entry["extra"]["lastValidBlockHeight"]
+        known = svm.rpc("isBlockhashValid", blockhash, {"commitment": "confirmed"})
+        assert known["value"] is True
+        assert svm.rpc("getEpochInfo")["blockHeight"] < height
+        for change in ({"recentBlockhash": "other"}, {"lastValidBlockHeight": 1}):
+            echo = {**entry, "extra": {**entry["extra"], **change}}
+            assert (await shop.show(echo, till.pay(entry))).status_code == 200
+        stranger = {**entry, "extra": {**entry["extra"], "feePayer": PAY_TO}}
+        assert (await shop.show(stranger, till.pay(entry))).status_code == 402
+    finally:
+        await shop.http.aclose()
+        await shop.paywall.stop()
+
+
 async def test_both_chains_are_offered_and_each_is_paid(chain: EvmDevnet, svm: SvmDevnet, tmp_path: Path) -> None:
     tills = [evm_till(chain), svm_till(svm)]
     shop = Shop(tills, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from x402kit.networks import FeePolicy, FixedPrice, PythFeed, Solana, SolanaDevn
 from x402kit.networks.facilitator import FacilitatorRail
 from x402kit.networks.port import scanning
 from x402kit.networks.rpc import Rpc
+from x402kit.networks.svm_hints import Hints
 from x402kit.networks.svm_reads import Node
 from x402kit.networks.svm_wallet import SvmWallet, secret_key
 
@@ -269,7 +271,8 @@ async def test_for_another_recipient_the_account_must_be_there(svm: SvmDevnet) -
         with pytest.raises(RailUnavailable):
             await rail.ready()
         svm.set_tokens(other, 0)
-        await shop.rail.for_recipient(other)._ready_for(Node(Rpc(svm.rpc_url))).start()  # pyright: ignore[reportPrivateUsage]
+        await asyncio.sleep(1.1)  # what was not ready is looked at again after a second
+        await shop.rail.for_recipient(other).ready()
         for wrong in ("0x12", USDC.address):
             with pytest.raises(ConfigError):
                 shop.rail.for_recipient(wrong)
@@ -329,4 +332,19 @@ async def test_pyths_price_is_read_and_a_stale_one_is_none(svm: SvmDevnet) -> No
     put(pyth(15_012_345_678, -8, now), owner=str(TOKEN_2022))
     with pytest.raises(ValueError, match="no price feed"):
         await feed.read(Node(chain), now)
+    await chain.close()
+
+
+async def test_a_blockhash_that_can_not_be_read_is_left_out_in_time(svm: SvmDevnet, node: FaultyRpc) -> None:
+    now = 0.0
+    chain = Rpc(node.url)
+    hints = Hints(Node(chain), 5, monotonic=lambda: now)
+    await hints.start()
+    assert set(hints.now()) == {"recentBlockhash", "lastValidBlockHeight"}
+    node.faults["getLatestBlockhash"] = Fault(html=502)
+    await hints._look()  # pyright: ignore[reportPrivateUsage]  # without waiting five seconds
+    assert hints.now() != {}
+    now = 15.0
+    assert hints.now() == {}
+    await hints.close()
     await chain.close()

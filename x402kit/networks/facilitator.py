@@ -25,7 +25,7 @@ from ..protocols.x402 import parse_payment_payload, parse_requirements
 from .facilitator_client import FacilitatorClient, Headers
 from .facilitator_wire import Reading, body_json, is_used, read_settlement, read_verdict, sanitized, supported_kind
 from .http import Answer
-from .port import ContractWallets, Landed, Nonces, ProvesWallets
+from .port import ContractWallets, HintingRail, Landed, Nonces, ProvesWallets
 
 __all__ = ["Beneath", "FacilitatorRail", "Headers"]
 
@@ -118,6 +118,9 @@ class FacilitatorRail:
 
     def extra(self) -> Json:
         return self._base.extra()
+
+    def hints(self) -> Json:
+        return self._base.hints() if isinstance(self._base, HintingRail) else {}
 
     def surcharge(self) -> int:
         return self._base.surcharge()

@@ -15,6 +15,7 @@ from ..money import Asset
 
 __all__ = [
     "ContractWallets",
+    "HintingRail",
     "Landed",
     "Nonces",
     "OpenRail",
@@ -175,6 +176,15 @@ class PayingRail(Rail, Protocol):
 
     async def payout_outcome(self, claim: Claim) -> Outcome:
         """What became of a payout in ``sent``, ``unknown`` or ``settled``. Sends nothing: see ``Outcome.resend``."""
+        ...
+
+
+@runtime_checkable
+class HintingRail(Rail, Protocol):
+    """A rail whose offers hold something that changes by the second and binds nobody."""
+
+    def hints(self) -> Json:
+        """What goes into an offer's ``extra`` beside ``extra()``; never compared with what a payer echoes."""
         ...
 
 

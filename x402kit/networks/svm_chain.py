@@ -26,6 +26,7 @@ from .port import Landed, Nonces
 from .rpc import Endpoint, Rpc, RpcRefused, RpcTrouble
 from .svm_fees import FeePolicy, Fees
 from .svm_foreign import judge_foreign
+from .svm_hints import Hints
 from .svm_options import SvmOptions
 from .svm_outcome import FAILED, Judge, Sent
 from .svm_reads import Node, Simulated
@@ -93,6 +94,7 @@ class SvmRail:
         """By recipient; shared with those that ``for_recipient`` made."""
         self._fees: Fees | None = None
         self._last_terms: svm.Terms | None = None
+        self._hints: Hints | None = None
         self._meter: Meter | None = None
 
     @property
@@ -121,6 +123,10 @@ class SvmRail:
         if self._fees is not None and self._fees.holds_rent:
             made["createRecipientAccount"] = True
         return made
+
+    def hints(self) -> Json:
+        """A recent blockhash and the last height at which it can be used, where they are known."""
+        return self._hints.now() if self._hints else {}
 
     @property
     def fee_payer(self) -> str:
@@ -203,6 +209,9 @@ class SvmRail:
             return
         readiness = self._ready_for(self._node)
         await readiness.start()
+        if self._options.hint_seconds and self._hints is None:
+            self._hints = Hints(self._node, self._options.hint_seconds)
+            await self._hints.start()
         if self._fee_policy is not None and self._meter is None:
             policy, creates = self._fee_policy, self._options.create_recipient
             self._fees = Fees(policy, self._node, readiness, self.asset, self._program, creates=creates)
@@ -386,8 +395,9 @@ class SvmRail:
 
     async def close(self) -> None:
         """End the background reading and close the connections."""
-        if self._meter is not None:
-            await self._meter.close()
+        for each in (self._meter, self._hints):
+            if each is not None:
+                await each.close()
         if self.rpc is not None:
             await self.rpc.close()
 

@@ -23,7 +23,8 @@ class SvmOptions:
     wallet must be able to pay for to be ready. ``token_2022``: mints of that program that may be taken, beside those
     that we know (D05). ``local``: whether the node may be of a chain of its own; by default where it is on this
     machine. ``poll_seconds``: first and longest pause between looks; ``resend_seconds``: between broadcasts of the
-    same bytes. ``rpc_seconds``: time limit of a call. ``clock``: Unix time.
+    same bytes. ``hint_seconds``: how often a blockhash is read for offers, so that payers need no node; 0: never.
+    ``rpc_seconds``: time limit of a call. ``clock``: Unix time.
     """
 
     relaxed: bool = False
@@ -38,6 +39,7 @@ class SvmOptions:
     local: bool | None = None
     poll_seconds: tuple[float, float] = (0.05, 0.5)
     resend_seconds: float = 2.0
+    hint_seconds: float = 10.0
     rpc_seconds: float = 10.0
     clock: Callable[[], float] = time.time
 

@@ -78,11 +78,13 @@ class Node:
 
         return await self._ask(read, "getLatestBlockhash", {"commitment": "processed"})
 
-    async def latest_blockhash(self) -> str:
-        """The newest that is confirmed."""
-        return await self._ask(
-            lambda found: _text(found["value"]["blockhash"]), "getLatestBlockhash", {"commitment": "confirmed"}
-        )
+    async def blockhash(self) -> tuple[str, int]:
+        """The newest that is confirmed, and the last height at which it can be used."""
+
+        def read(found: Any) -> tuple[str, int]:
+            return _text(found["value"]["blockhash"]), _number(found["value"]["lastValidBlockHeight"])
+
+        return await self._ask(read, "getLatestBlockhash", {"commitment": "confirmed"})
 
     async def simulate(self, raw: bytes, seconds: float | None = None) -> Simulated:
         """Without signatures: what is simulated can't be sent by who sees it."""

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ..errors import BadRequest, PaymentRefused, RailUnavailable
 from ..model import CHALLENGE_SECONDS, Claim, Json, PaymentPayload, PaymentRequirements
 from ..money import MAX_AMOUNT, Usd, format_units
-from ..networks.port import Rail
+from ..networks.port import HintingRail, Rail
 from ..protocols.encoding import b64encode
 from ..protocols.x402 import v1_network
 from .binding import Binding, Quotes
@@ -45,12 +45,15 @@ class _Terms:
         self.v2_head = f'{{"scheme":{_text(rail.scheme)},"network":{_text(rail.network)},{parties}'
         self.v1_head = f'{{"scheme":{_text(rail.scheme)},"network":{_text(self.v1_name)},{parties}'
         self._shown = {"currency": asset.symbol, "decimals": asset.decimals, "chain": self.v1_name or rail.network}
+        self._hinting = rail if isinstance(rail, HintingRail) else None
         self._extra: Json = {}
         self._extra_text = ""
 
     def extra(self) -> str:
         """The rail's own part of ``extra``, as open JSON text; a rail may learn it late. ``RailUnavailable``."""
         found = self.rail.extra()
+        if self._hinting is not None:
+            found = {**found, **self._hinting.hints()}
         if found != self._extra or not self._extra_text:
             self._extra, self._extra_text = found, _text({**found, **self._shown})[:-1]
         return self._extra_text
