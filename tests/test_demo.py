@@ -185,9 +185,10 @@ class ForgetfulWallet(PrepaidWallet):
 
 
 class ForgetfulPayer(Payer):
-    def wallet(self, base_url: str, client: httpx.Client | None = None) -> PrepaidWallet:
-        assert client is not None
-        return ForgetfulWallet(base_url, super().wallet(base_url, client)._operations, client, owns=False)  # pyright: ignore[reportPrivateUsage]
+    def wallet(self, base_url: str, client: httpx.Client | None = None, **named: Any) -> PrepaidWallet:
+        made = super().wallet(base_url, client, **named)
+        made.__class__ = ForgetfulWallet
+        return made
 
 
 class Forgetful(EvmDemo):
