@@ -356,6 +356,17 @@ async def test_a_wallet_that_holds_too_little_sends_nothing(bank: Bank, caplog: 
     assert "ALERT" in caplog.text
 
 
+async def test_a_wallet_that_the_token_refuses_costs_no_gas(file_bank: Bank) -> None:
+    bank = file_bank
+    await bank.give(5_000_000)
+    bank.chain.send_as_minter("blacklist(address)", bank.owner)
+    said = await bank.withdraw("3")
+    assert reason(said) == (503, "payout_refused")
+    assert (await bank.available(), bank.node.seen["eth_sendRawTransaction"]) == (5_000_000, 0)
+    bank.chain.send_as_minter("unBlacklist(address)", bank.owner)
+    assert (await bank.withdraw("3")).status == 200
+
+
 async def test_I02_an_outcome_that_is_not_known_is_found_out(bank: Bank) -> None:
     await bank.give(5_000_000)
     proof = bank.proof()

@@ -108,7 +108,7 @@ class Setup:
     """Die at this SQL statement of the writer."""
     broken_log: bool = False
     withdraw: bool = False
-    """Whether there is a wallet service, which pays back."""
+    """Whether the wallet service pays back."""
     rpc_others: tuple[str, ...] = ()
     quorum: int = 1
 
@@ -178,10 +178,7 @@ def _app(setup: Setup) -> ASGIApp:
         settle_seconds=setup.settle,
         reconcile_seconds=setup.reconcile,
     )
-    app = _Goods(setup).app(paywall)
-    if setup.withdraw:
-        app.mount("/v1/x402", paywall.wallet_service(minimum="$0.01", withdraw=True))
-    gate = paywall.protect(app)
+    gate = paywall.protect(_Goods(setup).app(paywall))
     return _dying_response(gate, setup.kill) if setup.kill and setup.kill.step == "response" else gate
 
 
@@ -237,7 +234,7 @@ class _Goods:
         return Starlette(
             routes=[
                 *free,
-                Mount("/v1/x402", paywall.wallet_service(minimum="$0.01")),
+                Mount("/v1/x402", paywall.wallet_service(minimum="$0.01", withdraw=self._setup.withdraw)),
                 priced("/chat", self.chat, Tokens(input="$1/M", output="$1/M"), method="POST"),
                 priced("/job", self.job),
                 priced("/goods", self.goods),

@@ -53,18 +53,23 @@ async def prepare_payout(
 ) -> Intent:
     """A signed transfer of ``amount`` atomic units to ``to``; ``gas`` is its absolute limit. Nothing is sent.
 
-    Raises ``BadRequest`` for what no payout can be, ``RailUnavailable`` where the wallet does not hold the amount.
+    Raises ``BadRequest`` for what no payout can be, ``RailUnavailable`` where the wallet does not hold the amount, and
+    where the token refuses the transfer.
     """
     _check(asset, wallet, to, amount)
+    data = call_data("transfer(address,uint256)", address_word(to), word(amount))
     try:
         held = await chain.token_balance(asset.address, wallet.address)
         coin = await chain.balance(wallet.address)
-    except (RpcTrouble, RpcRefused) as e:
+        if held < amount:
+            log.error("ALERT: %s holds %d of %s, less than a payout of %d", wallet.address, held, asset.address, amount)
+            raise RailUnavailable(detail="the settlement wallet holds less than the payout")
+        await chain.call(asset.address, data, sender=wallet.address, gas=gas)
+    except RpcRefused as e:
+        # A wallet on the token's black list, or a token that is paused: no gas is spent on it.
+        raise RailUnavailable("payout_refused" if e.reverted else "", detail=str(e)) from e
+    except RpcTrouble as e:
         raise RailUnavailable(detail=str(e)) from e
-    if held < amount:
-        log.error("ALERT: %s holds %d of %s, less than a payout of %d", wallet.address, held, asset.address, amount)
-        raise RailUnavailable(detail="the settlement wallet holds less than the payout")
-    data = call_data("transfer(address,uint256)", address_word(to), word(amount))
     return await sender.prepare(asset.address, data, gas, "payout", nonces, offer=coin // (_SHARE * gas))
 
 
