@@ -8,9 +8,11 @@ from typing import Final
 import httpx
 
 from ..client import (
+    BalanceCall,
     BalanceTooLow,
     NothingPayable,
     Payer,
+    Payment,
     PaymentNotAccepted,
     PolicyRefused,
     ProofNotAccepted,
@@ -66,13 +68,13 @@ def open_reference(payer: Payer, fault: BaseException) -> str:
     error.
     """
     told = " ".join([getattr(fault, "reference", ""), *getattr(fault, "__notes__", ())])
-    rows = (*payer.payments(only_open=True), *payer.balance_calls(only_open=True))
+    rows: list[Payment | BalanceCall] = [*payer.payments(only_open=True), *payer.balance_calls(only_open=True)]
     return next((row.reference for row in rows if row.state in OPEN and row.reference in told), "")
 
 
 def state_of(payer: Payer, reference: str) -> str:
     """What the journal says of a payment or call."""
-    rows = (*payer.payments(), *payer.balance_calls())
+    rows: list[Payment | BalanceCall] = [*payer.payments(), *payer.balance_calls()]
     return next((row.state for row in rows if row.reference == reference), "")
 
 
