@@ -4,6 +4,8 @@ svm_transaction.py  bytes                            svm_wallet.py   the key tha
 svm.py              what is decided offline          svm_reads.py    the node's calls
 svm_ready.py        set-up and SOL for the fees      svm_outcome.py  what became of it
 svm_fees.py         the cost inside the price        svm_assets.py   Token-2022
+svm_payout.py       a balance back to its owner      svm_scan.py     what we were paid, by the chain alone
+svm_foreign.py      settled by a facilitator         svm_hints.py    a blockhash for payers
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from .svm_foreign import judge_foreign
 from .svm_hints import Hints
 from .svm_options import SvmOptions
 from .svm_outcome import FAILED, Judge, Sent
+from .svm_payout import judge_payout, prepare_payout
 from .svm_reads import Node, Simulated
 from .svm_ready import Readiness, token_program
 from .svm_scan import Scan
@@ -348,10 +351,36 @@ class SvmRail:
         """svm_outcome.py's table."""
         if self._node is None:
             return Outcome("pending", "no rpc", claim.reference)
-        judge = Judge(self._node, self._program, self._options.finalized_above)
+        judge = self._judge(self._node)
         if self.wallet is not None:
             return await judge.judge(claim)
         return await judge_foreign(judge, self._scan(), claim, int(self._options.clock()))
+
+    def _judge(self, node: Node) -> Judge:
+        return Judge(node, self._program, self._options.finalized_above)
+
+    # Paying out (PayingRail)
+
+    @property
+    def payer_wallet(self) -> str:
+        """The settlement wallet's address where it is ``pay_to``, so that the money is there; else empty."""
+        address = "" if self.wallet is None else self.wallet.address
+        return address if address == self.pay_to else ""
+
+    async def prepare_payout(self, to: str, amount: int, nonces: Nonces) -> Intent:
+        """svm_payout.py. Sends nothing. Raises ``RailUnavailable``, ``BadRequest``."""
+        node, wallet = self._ours()
+        if not self.payer_wallet:
+            raise RailUnavailable(detail="the settlement wallet is not pay_to")
+        await self._ready_for(node).check()
+        made = await prepare_payout(node, wallet, self.asset, self._program, to, amount, slack=svm.LAG_BLOCKS)
+        return self._remembered(made)
+
+    async def payout_outcome(self, claim: Claim) -> Outcome:
+        """svm_payout.py's table."""
+        if self._node is None:
+            return Outcome("pending", "no rpc", claim.reference)
+        return await judge_payout(self._judge(self._node), claim)
 
     # What we were paid (ScanningRail)
 
