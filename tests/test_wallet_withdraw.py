@@ -60,12 +60,12 @@ class Bank:
         return Account.of(NETWORK, self.chain.usdc, self.owner)
 
     def open(self, *, withdraw: bool = True, **settings: Any) -> None:
-        options = EvmOptions(rpc_seconds=1.0, final_depth=FINAL)
+        options = EvmOptions(rpc_seconds=2.0, final_depth=FINAL)
         rail = Base(pay_to=self.pay_to, key=self.key, rpc=self.node.url, options=options)
         made: dict[str, Any] = {
             "origin": ORIGIN,
             "reconcile_seconds": 600,
-            "settle_seconds": 1.0,
+            "settle_seconds": 15,
             "drain_seconds": 1,
             **settings,
         }
@@ -74,8 +74,14 @@ class Bank:
         async def goods(request: Request) -> Response:
             return PlainTextResponse("goods")
 
-        service = self.paywall.wallet_service(minimum="$0.10", withdraw=withdraw)
-        routes = [Route("/goods", self.paywall.paid("$2")(goods)), Mount("/v1/x402", service)]
+        def service(**options: Any) -> Any:
+            return self.paywall.wallet_service(minimum="$0.10", withdraw=withdraw, **options)
+
+        routes = [
+            Route("/goods", self.paywall.paid("$2")(goods)),
+            Mount("/v1/x402", service()),
+            Mount("/api/v1/x402", service(dialect="venice")),
+        ]
         self.app = self.paywall.protect(Starlette(routes=routes))
 
     async def reopen(self, **options: Any) -> None:
@@ -218,6 +224,31 @@ async def test_a_part_goes_back(bank: Bank) -> None:
     assert (said.status, said.json()["withdrawn_usdc"]) == (200, "1.250000")
     assert (bank.received(), await bank.available()) == (1_250_000, 3_750_000)
     await bank.check(total=5_000_000)
+
+
+async def test_a_withdrawal_in_venices_words(file_bank: Bank) -> None:
+    bank, place = file_bank, "/api/v1/x402"
+    await bank.give(5_000_000)
+    proof = bank.proof()
+    said = await ask(bank.app, "POST", place + "/withdraw", proof, body=b'{"amount_usdc":"1.25"}')
+    assert (said.status, said.json()["success"]) == (200, True)
+    assert b'"amountWithdrawn":1.250000,' in said.body
+    data = said.json()["data"]
+    assert (data["walletAddress"], data["state"], len(data["transaction"])) == (bank.owner, "settled", 66)
+    assert (await bank.withdraw(proof=proof)).json()["transaction"] == data["transaction"]  # one ledger for both
+    moves = await ask(bank.app, "GET", f"{place}/transactions/{bank.owner}", bank.proof())
+    found = [(move["type"], move["amount"]) for move in moves.json()["data"]["transactions"]]
+    assert found == [("CHARGE", 0), ("CHARGE", -1.25), ("TOP_UP", 5)]
+    too_much = await ask(bank.app, "POST", place + "/withdraw", bank.proof(), body=b'{"amount_usdc":"9"}')
+    assert (too_much.status, too_much.json()["code"]) == (400, "INSUFFICIENT_BALANCE")
+    bank.node.faults["*"] = Fault(html=502)
+    failed = await ask(bank.app, "POST", place + "/withdraw", proof := bank.proof())
+    assert (failed.status, failed.json()["code"]) == (503, "PAYOUT_FAILED")
+    bank.node.faults.clear()
+    again = await ask(bank.app, "POST", place + "/withdraw", proof)
+    assert (again.status, again.json()["data"]["state"]) == (200, "failed")
+    assert again.json()["data"]["reason"] == "not_sent"
+    assert (await bank.available(), bank.received()) == (3_750_000, 1_250_000)
 
 
 async def test_a_proof_is_not_spent_by_what_can_not_be(bank: Bank) -> None:
@@ -368,6 +399,7 @@ async def test_a_wallet_that_the_token_refuses_costs_no_gas(file_bank: Bank) -> 
 
 
 async def test_I02_an_outcome_that_is_not_known_is_found_out(bank: Bank) -> None:
+    await bank.reopen(settle_seconds=0.5)
     await bank.give(5_000_000)
     proof = bank.proof()
     bank.chain.set_automine(False)
@@ -402,6 +434,7 @@ async def test_I02_an_answer_that_is_lost_sends_nothing_twice(file_bank: Bank, f
 
 async def test_I07_what_the_mempool_lost_is_sent_again(file_bank: Bank) -> None:
     bank = file_bank
+    await bank.reopen(settle_seconds=0.5)
     await bank.give(5_000_000)
     bank.chain.set_automine(False)
     assert (await bank.withdraw("3")).status == 202
@@ -416,6 +449,7 @@ async def test_I07_what_the_mempool_lost_is_sent_again(file_bank: Bank) -> None:
 async def test_a_transfer_that_can_never_land_is_balance_again(file_bank: Bank) -> None:
     """Its nonce was used by another transaction of the wallet."""
     bank = file_bank
+    await bank.reopen(settle_seconds=0.5)
     await bank.give(5_000_000)
     proof = bank.proof()
     bank.chain.set_automine(False)
@@ -511,6 +545,7 @@ async def test_it_is_off_unless_the_seller_turns_it_on(chain: EvmDevnet, tmp_pat
 
 async def test_what_was_begun_is_seen_to_its_end_when_it_is_turned_off(file_bank: Bank) -> None:
     bank = file_bank
+    await bank.reopen(settle_seconds=0.5)
     await bank.give(5_000_000)
     bank.chain.set_automine(False)
     assert (await bank.withdraw("3")).status == 202
