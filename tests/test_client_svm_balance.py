@@ -1,0 +1,142 @@
+"""A payer with a wallet on each chain, at a seller who takes both: each wallet has a balance of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+
+from tests.support.clients import KEY, KINDS, request
+from tests.support.serving import free_port, serving
+from x402kit import Paywall
+from x402kit.client import BalanceTooLow, Limits, Payer, payment_of
+from x402kit.devnet import EvmDevnet, SvmDevnet
+from x402kit.errors import ConfigError
+from x402kit.networks import Base, Solana
+
+BASE, SOLANA = "eip155:8453", "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
+EVM_TO = "0x1000000000000000000000000000000000000404"
+PRICE = 10_000
+
+
+@dataclass
+class Shop:
+    """Takes both, and keeps balances."""
+
+    evm: EvmDevnet
+    svm: SvmDevnet
+    url: str
+
+    @property
+    def service(self) -> str:
+        return self.url + "/v1/x402"
+
+    def payer(self, **settings: Any) -> Payer:
+        """With both wallets unless it is told otherwise."""
+        keys = {"evm_key": KEY, "svm_key": self.svm.accounts[1].secret_key, "svm_rpc": self.svm.rpc_url}
+        settings = {**keys, "limits": Limits(per_call="$0.05"), "backoff": 0, **settings}
+        return Payer(allow_insecure=True, **settings)
+
+    def earned(self) -> tuple[int, int]:
+        return self.evm.balance_of(EVM_TO), self.svm.balance_of(self.svm.accounts[3].address)
+
+
+@pytest.fixture(scope="module")
+def shop(svm: SvmDevnet, tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
+    with EvmDevnet() as evm:
+        port = free_port()
+        made = Shop(evm, svm, f"http://127.0.0.1:{port}")
+        place: Path = tmp_path_factory.mktemp("both")
+        rails = [
+            Solana(pay_to=svm.accounts[3].address, key=svm.accounts[0].secret_key, rpc=svm.rpc_url),
+            Base(pay_to=EVM_TO, key=evm.accounts[0].private_key, rpc=evm.rpc_url),
+        ]
+        paywall = Paywall(rails, place / "payments.db", origin=made.url)
+
+        @paywall.paid("$0.01")
+        async def goods(request: Request) -> JSONResponse:
+            return JSONResponse({"for": request.scope["x402kit"].payer})
+
+        routes = [Route("/goods", goods), Mount("/v1/x402", paywall.wallet_service(minimum="$0.01"))]
+        with serving(paywall.protect(Starlette(routes=routes)), port=port):
+            yield made
+
+
+def test_base_is_paid_first_when_nothing_else_decides(shop: Shop) -> None:
+    """Though the seller has Solana first."""
+    before = shop.earned()
+    info = payment_of(request(shop.payer(), "httpx", "GET", shop.url + "/goods"))
+    assert info is not None
+    assert (info.network, info.verified) == (BASE, True)
+    assert shop.earned() == (before[0] + PRICE, before[1])
+
+
+@pytest.mark.parametrize("networks", [["solana"], ["solana", "base"]])
+def test_the_limits_decide_which_network_is_paid_on(shop: Shop, networks: list[str]) -> None:
+    before = shop.earned()
+    paying = shop.payer(limits=Limits(per_call="$0.05", networks=networks))
+    info = payment_of(request(paying, "httpx", "GET", shop.url + "/goods"))
+    assert info is not None
+    assert (info.network, info.verified) == (SOLANA, True)
+    assert shop.earned() == (before[0], before[1] + PRICE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_solana_wallet_tops_up_and_calls_from_its_balance(shop: Shop, kind: str) -> None:
+    paying = shop.payer(evm_key=None, balance="only")
+    address = shop.svm.accounts[1].address
+    assert paying.addresses == (address,)
+    with paying.wallet(shop.service) as wallet:
+        had = wallet.balance().available
+        made = wallet.top_up("0.05")
+        assert (made.wallet, made.network, made.credited, made.problem) == (address, SOLANA, 50_000, "")
+        before = shop.earned()
+        answer = request(paying, kind, "GET", shop.url + "/goods")
+        assert (answer.status_code, answer.json()) == (200, {"for": address})
+        info = payment_of(answer)
+        assert info is not None
+        assert (info.source, info.network, info.charged, info.verified) == ("balance", SOLANA, PRICE, True)
+        assert shop.earned() == before
+        left = wallet.balance()
+        assert (left.wallet, left.network, left.available) == (address, SOLANA, had + 40_000)
+        assert [each.charged for each in wallet.transactions(1)] == [PRICE]
+
+
+def test_the_balances_of_two_wallets_are_two(shop: Shop) -> None:
+    paying = shop.payer()
+    with paying.wallet(shop.service, network="solana") as solana, paying.wallet(shop.service) as base:
+        had = solana.balance().available, base.balance().available
+        made = solana.top_up("0.02")
+        assert (made.network, made.problem) == (SOLANA, "")
+        assert (solana.balance().available, base.balance().available) == (had[0] + 20_000, had[1])
+        assert base.top_up("0.03").network == BASE
+        assert (solana.balance().available, base.balance().available) == (had[0] + 20_000, had[1] + 30_000)
+
+
+def test_one_wallets_money_does_not_pay_for_the_other(shop: Shop) -> None:
+    fresh = shop.payer(svm_key=shop.svm.accounts[5].secret_key, evm_key=None, balance="only")
+    with pytest.raises(BalanceTooLow):
+        request(fresh, "httpx", "GET", shop.url + "/goods")
+
+
+def test_a_call_goes_from_the_balance_that_was_topped_up(shop: Shop) -> None:
+    """The payer remembers on which network; the other wallet's balance is asked for nothing."""
+    paying = shop.payer(balance="first")
+    with httpx.Client(transport=paying.transport(), timeout=30) as client:
+        paying.wallet(shop.service, client, network=SOLANA).top_up("0.02")
+        info = payment_of(client.get(shop.url + "/goods"))
+    assert info is not None
+    assert (info.source, info.network, info.payer) == ("balance", SOLANA, shop.svm.accounts[1].address)
+
+
+def test_a_wallet_that_there_is_none_of_is_refused(shop: Shop) -> None:
+    with pytest.raises(ConfigError, match="no wallet for the network"):
+        shop.payer(evm_key=None).wallet(shop.service, network="base")
