@@ -190,7 +190,7 @@ async def test_a_node_that_is_not_there_gets_nothing(svm: SvmDevnet) -> None:
             await gone.ready()
         # Here it may have been sent before, by a process that is gone: not certain.
         assert (await gone.send(intent)).state == "pending"
-        gone._remembered(intent)  # pyright: ignore[reportPrivateUsage]  # as if prepared here
+        gone._ours().remember(intent)  # pyright: ignore[reportPrivateUsage]  # as if prepared here
         made = await gone.send(intent)
         assert (made.state, made.never_sent) == ("failed", True)
         await gone.close()

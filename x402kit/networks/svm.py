@@ -70,8 +70,6 @@ __all__ = [
     "payment_id",
 ]
 
-LAG_BLOCKS: Final = 32
-"""Blocks that one of a provider's nodes may be behind another."""
 INSTRUCTIONS_MAX: Final = 8
 OPTIONAL_MAX: Final = 4
 VALID_SECONDS: Final = 180

@@ -2,6 +2,7 @@
 
 svm_transaction.py  bytes                            svm_wallet.py   the key that co-signs
 svm.py              what is decided offline          svm_reads.py    the node's calls
+svm_sender.py       simulate, co-sign, send
 svm_ready.py        set-up and SOL for the fees      svm_outcome.py  what became of it
 svm_fees.py         the cost inside the price        svm_assets.py   Token-2022
 svm_payout.py       a balance back to its owner      svm_scan.py     what we were paid, by the chain alone
@@ -18,33 +19,31 @@ from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, PaymentRefused, PaymentUsed, RailUnavailable
+from ..errors import ConfigError, RailUnavailable
 from ..model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
 from ..money import Asset
 from . import svm
 from .assets import default_asset
 from .meter import Meter
 from .port import Landed, Nonces
-from .rpc import Endpoint, Rpc, RpcRefused, RpcTrouble
+from .rpc import Endpoint, Rpc
 from .svm_fees import FeePolicy, Fees
 from .svm_foreign import judge_foreign
 from .svm_hints import Hints
 from .svm_options import SvmOptions
-from .svm_outcome import FAILED, Judge, Sent
+from .svm_outcome import Judge
 from .svm_payout import judge_payout, prepare_payout
-from .svm_reads import Node, Simulated
+from .svm_reads import Node
 from .svm_ready import Readiness, token_program
 from .svm_scan import Scan
-from .svm_transaction import Transaction, address_bytes, signature_text
+from .svm_sender import Sender
+from .svm_transaction import Transaction, address_bytes
 from .svm_wallet import SvmWallet
 
 __all__ = ["SvmRail"]
 
 _DEFAULTS: Final = SvmOptions()
-_VERIFY_SECONDS: Final = 5.0
-_AGAIN_SECONDS: Final = 0.4
 _RENT_MAX: Final = 3_000_000
-_FRESH_MAX: Final = 10_000
 _RECIPIENTS_MAX: Final = 1000
 FINAL_DEPTH: Final = 32
 """Slots after which a block is finalized, as a rule; what decides is the node's word of it."""
@@ -92,7 +91,9 @@ class SvmRail:
         self._node = None if self.rpc is None else Node(self.rpc)
         self._local = _is_local(rpc) if options.local is None else options.local
         self._fee_policy = fees
-        self._fresh: dict[str, None] = {}
+        self._sender = None
+        if self._node is not None and wallet is not None:
+            self._sender = Sender(self._node, wallet, options.rpc_seconds)
         self._readiness: dict[str, Readiness] = {}
         """By recipient; shared with those that ``for_recipient`` made."""
         self._fees: Fees | None = None
@@ -263,89 +264,20 @@ class SvmRail:
             self._meter.check()
 
     async def verify(self, authorization: Authorization, offer: PaymentRequirements) -> None:
-        """Simulate the transaction as the payer sent it, without our signature, so that nobody can send it.
-
-        Raises ``PaymentRefused``, ``PaymentUsed`` (it has landed already), ``RailUnavailable``.
-        """
-        node, wallet = self._ours()
-        transaction = _transaction(authorization)
-        found = await asyncio.gather(
-            self._simulated(node, transaction.raw),
-            self._landed(node, wallet, transaction.message),
-            return_exceptions=True,
-        )
-        for each in reversed(found):
-            if isinstance(each, BaseException):
-                raise each
-        made = found[0]
-        assert isinstance(made, Simulated)
-        if made.error == "BlockhashNotFound":  # of a block that this node has yet to see, perhaps
-            await asyncio.sleep(_AGAIN_SECONDS)
-            made = await self._simulated(node, transaction.raw)
-        if made.error == "AlreadyProcessed":
-            raise PaymentUsed("duplicate_settlement")
-        if made.error is not None:
-            raise PaymentRefused(_reason(made.error), detail=str(made.error)[:200])
-
-    async def _simulated(self, node: Node, raw: bytes) -> Simulated:
-        try:
-            return await node.simulate(raw, min(self._options.rpc_seconds, _VERIFY_SECONDS))
-        except RpcTrouble as e:
-            raise RailUnavailable(detail=str(e)) from e
-        except RpcRefused as e:  # the node would not even look at it
-            raise PaymentRefused("transaction_simulation_failed", detail=str(e)) from e
-
-    async def _landed(self, node: Node, wallet: SvmWallet, message: bytes) -> None:
-        """A message that has landed was paid with (B05): where the key is ours, its signature can be worked out."""
-        if not wallet.is_local:
-            return
-        signature = signature_text(wallet.sign_local(message))
-        try:
-            status = await node.status(signature)
-        except (RpcTrouble, RpcRefused) as e:
-            raise RailUnavailable(detail=str(e)) from e
-        if status.level >= 0 and status.error is None:
-            raise PaymentUsed("duplicate_settlement", reference=signature)
-        if status.level >= 0:
-            raise PaymentRefused(FAILED, reference=signature)
+        """Simulate it as the payer sent it. Raises ``PaymentRefused``, ``PaymentUsed``, ``RailUnavailable``."""
+        await self._ours().verify(_transaction(authorization))
 
     async def prepare(self, authorization: Authorization, offer: PaymentRequirements, nonces: Nonces) -> Intent:
         """Co-sign; the reference is the transaction's signature. Sends nothing. Raises ``RailUnavailable``."""
-        node, wallet = self._ours()
-        transaction = _transaction(authorization)
-        try:
-            latest = await node.latest()
-        except (RpcTrouble, RpcRefused) as e:
-            raise RailUnavailable(detail="the chain's height is unreadable") from e
-        signature = await wallet.sign(transaction.message)
-        # The payer's blockhash was good a moment ago, so it is no younger than the newest one, a lagging node aside.
-        sent = Sent(latest.last_valid + svm.LAG_BLOCKS, latest.slot, transaction.signed(signature))
-        return self._remembered(sent.intent(signature, wallet.address))
-
-    def _remembered(self, intent: Intent) -> Intent:
-        while len(self._fresh) >= _FRESH_MAX:
-            del self._fresh[next(iter(self._fresh))]
-        self._fresh[intent.reference] = None
-        return intent
+        return await self._ours().prepare(_transaction(authorization))
 
     async def send(self, intent: Intent) -> Outcome:
-        """Broadcast it, or the same bytes again. Failed only where our first try reached no node at all."""
-        node, _ = self._ours()
-        fresh = intent.reference in self._fresh
-        self._fresh.pop(intent.reference, None)
-        try:
-            await node.send(Sent.of(intent.blob).raw)
-        except RpcTrouble as e:
-            if fresh and not e.sent:
-                return Outcome("failed", "unexpected_settle_error", never_sent=True)
-            return Outcome("pending", str(e), intent.reference)
-        except RpcRefused as e:
-            return Outcome("pending", str(e), intent.reference)
-        return Outcome("pending", reference=intent.reference)
+        """Broadcast it, or the same bytes again; see svm_sender.py."""
+        return await self._ours().send(intent)
 
     async def discard(self, intent: Intent, nonces: Nonces) -> None:
         """Nothing is held."""
-        self._fresh.pop(intent.reference, None)
+        self._ours().forget(intent)
 
     async def outcome(self, claim: Claim) -> Outcome:
         """svm_outcome.py's table."""
@@ -369,12 +301,11 @@ class SvmRail:
 
     async def prepare_payout(self, to: str, amount: int, nonces: Nonces) -> Intent:
         """svm_payout.py. Sends nothing. Raises ``RailUnavailable``, ``BadRequest``."""
-        node, wallet = self._ours()
+        sender = self._ours()
         if not self.payer_wallet:
             raise RailUnavailable(detail="the settlement wallet is not pay_to")
-        await self._ready_for(node).check()
-        made = await prepare_payout(node, wallet, self.asset, self._program, to, amount, slack=svm.LAG_BLOCKS)
-        return self._remembered(made)
+        await self._ready_for(sender.node).check()
+        return sender.remember(await prepare_payout(sender, self.asset, self._program, to, amount))
 
     async def payout_outcome(self, claim: Claim) -> Outcome:
         """svm_payout.py's table."""
@@ -430,23 +361,16 @@ class SvmRail:
         if self.rpc is not None:
             await self.rpc.close()
 
-    def _ours(self) -> tuple[Node, SvmWallet]:
-        if self._node is None or self.wallet is None:
+    def _ours(self) -> Sender:
+        if self._sender is None:
             raise RailUnavailable(detail="no settlement wallet")
-        return self._node, self.wallet
+        return self._sender
 
 
 def _transaction(authorization: Authorization) -> Transaction:
     payment = authorization.body
     assert isinstance(payment, svm.SvmPayment)
     return payment.transaction
-
-
-def _reason(error: object) -> str:
-    """A published reason for a simulation's error. The token program's first error is a balance that is too small."""
-    if isinstance(error, dict) and str(error).endswith("{'Custom': 1}]}"):  # pyright: ignore[reportUnknownArgumentType]  # JSON
-        return "insufficient_funds"
-    return "transaction_simulation_failed"
 
 
 def _check_address(what: str, address: str, *, empty: bool = False) -> None:

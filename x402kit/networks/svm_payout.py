@@ -21,7 +21,7 @@ from ..model import Claim, Intent, Outcome
 from ..money import MAX_AMOUNT, Asset
 from .rpc import RpcRefused, RpcTrouble
 from .svm_outcome import FAILED, MISMATCH, Judge, Sent
-from .svm_reads import Node
+from .svm_sender import LAG_BLOCKS, Sender
 from .svm_transaction import COMPUTE_BUDGET, MEMO, address_bytes, address_text, solders, token_account
 from .svm_wallet import SvmWallet
 
@@ -35,14 +35,13 @@ _UNIT_PRICE: Final = 100_000
 """Micro-lamports: 3 000 lamports of priority."""
 
 
-async def prepare_payout(
-    node: Node, wallet: SvmWallet, asset: Asset, program: bytes, to: str, amount: int, *, slack: int
-) -> Intent:
-    """A signed transfer of ``amount`` atomic units to ``to``; nothing is sent. ``slack``: blocks that a node may lag.
+async def prepare_payout(sender: Sender, asset: Asset, program: bytes, to: str, amount: int) -> Intent:
+    """A signed transfer of ``amount`` atomic units to ``to``; nothing is sent.
 
     Raises ``BadRequest`` for what no payout can be, ``RailUnavailable`` where the wallet does not hold the amount, and
     where the chain would refuse the transfer.
     """
+    node, wallet = sender.node, sender.wallet
     _check(wallet, to, amount)
     mint = address_bytes(asset.address)
     source, target = (token_account(address_bytes(owner), mint, program) for owner in (wallet.address, to))
@@ -62,7 +61,9 @@ async def prepare_payout(
     except (RpcTrouble, RpcRefused) as e:
         raise RailUnavailable(detail=str(e)) from e
     signature = await wallet.sign(message)
-    return Sent(latest.last_valid + slack, latest.slot, b"\x01" + signature + message).intent(signature, wallet.address)
+    return Sent(latest.last_valid + LAG_BLOCKS, latest.slot, b"\x01" + signature + message).intent(
+        signature, wallet.address
+    )
 
 
 def _check(wallet: SvmWallet, to: str, amount: int) -> None:
