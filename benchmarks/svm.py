@@ -148,7 +148,7 @@ async def measure(peer: Probe | None, rounds: int = ROUNDS) -> list[Row]:
             seen.add("peer paid", await peer.seconds("solana", PEER_REQUESTS))
     await paywall.stop()
     theirs = seen.shown("peer paid", "check") if peer is not None else ""
-    return [
+    rows = [
         Row("Solana: the bare check, header to payer", 0, f"{seen.micros('check'):.1f} µs"),
         Row(
             "a call paid on Solana, no ledger, × bare check",
@@ -159,3 +159,7 @@ async def measure(peer: Probe | None, rounds: int = ROUNDS) -> list[Row]:
             peer=theirs,
         ),
     ]
+    if peer is not None:
+        times = seen.ratio("peer paid", "paid")
+        rows.append(Row("the same through the peer and its facilitator ÷ ours", times, f"{times:.1f} ×", 3, ">=", " ×"))
+    return rows
