@@ -39,6 +39,7 @@ COMMON: Final[Headers] = [
     (b"access-control-expose-headers", EXPOSED),
 ]
 _JSON: Final = (b"content-type", b"application/json")
+_DETAIL_MAX: Final = 300
 EXTENSION: Final = "x402kit"
 """The key under which a receipt's ``extensions`` say what a call cost (amounts as text, atomic units)."""
 
@@ -82,14 +83,16 @@ def problem(error: ServerError, sale: Sale | None = None) -> Answer:
     ``sale`` is set when its payment is settled: then its receipt goes with the error, and the payment stays good. What
     was held on a balance has gone back to it.
     """
+    # Of what is the caller's fault, why; of anything else nothing that a chain or an upstream said (I11).
+    why = f"{error.hint} ({error.detail[:_DETAIL_MAX]})" if error.detail and error.status == 400 else error.hint
     document = {
         "type": "about:blank",
         "title": error.code,
         "status": error.status,
-        "detail": error.hint,
+        "detail": why,
         "reason": error.reason,
         # What the openai and anthropic SDKs show of an error.
-        "message": f"{error.reason}: {error.hint}",
+        "message": f"{error.reason}: {why}",
     }
     if error.reference:
         document["reference"] = error.reference

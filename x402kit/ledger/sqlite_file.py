@@ -93,6 +93,8 @@ class SQLiteFile:
             if worker is not None:
                 worker.stop()
         self._writer = self._reader = None
+        if self._memory_lock is not None:
+            self._memory_lock.close()
         self._memory_lock = None
 
     async def secret(self) -> bytes:
