@@ -21,7 +21,7 @@ from tests.support.example import ROOT
 from x402kit.cli import demo, main
 from x402kit.cli.demo_rails import EvmDemo
 from x402kit.client import Payer, PrepaidWallet, Transaction
-from x402kit.devnet import DevnetError
+from x402kit.devnet import DevnetError, ToolMissing
 from x402kit.money import Asset, parse_units
 
 MONEY = r"(\d+\.\d{6}) USDC"
@@ -47,14 +47,21 @@ def is_gone(url: str) -> bool:
 
 
 def check(text: str) -> None:
-    """The demo's own sums again, from what it printed."""
-    asked = amounts(r"^   402    asks MONEY on base \(eip155:8453\) to 0xf39F", text)
-    paid = amounts(r"^   paid   MONEY in block \d+, transaction 0x[0-9a-f]{64}$", text)
+    """The demo's own sums again, on each chain, from what it printed."""
+    _, evm, svm = re.split(r"^(?=chain    )", text, flags=re.MULTILINE)
+    check_chain(evm, r"base \(eip155:8453\) to 0xf39F", r"0x[0-9a-f]{64}")
+    check_chain(svm, r"solana \(solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp\) to 5kMD", r"[1-9A-HJ-NP-Za-km-z]{86,88}")
+    assert all(is_gone(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", text))
+
+
+def check_chain(text: str, to: str, transaction: str) -> None:
+    asked = amounts(rf"^   402    asks MONEY on {to}", text)
+    paid = amounts(rf"^   paid   MONEY in block \d+, transaction {transaction}$", text)
     payer_before, seller_before = amounts(r"^before   payer MONEY, seller MONEY$", text)
     payer_after, seller_after = amounts(r"^after    payer MONEY, seller MONEY$", text)
     assert asked == paid
     assert len(paid) == 4
-    assert len(set(re.findall(r"transaction (0x[0-9a-f]{64})", text))) == 4
+    assert len(set(re.findall(rf"transaction ({transaction})", text))) == 4
     assert (payer_before - payer_after, seller_after - seller_before) == (sum(paid), sum(paid))
     *chain, cost, balance = amounts(r"^         (?:the|left) \w+(?: \w+)?\s+MONEY$", text)
     assert chain == [sum(paid)] * 4
@@ -63,13 +70,12 @@ def check(text: str) -> None:
     assert text.count('200    {"city":"Lisbon"') == 2
     assert len(re.findall(r"^   200    You asked: ", text, re.MULTILINE)) == 4
     assert "It adds up." in text
-    assert all(is_gone(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", text))
 
 
 def check_balance(text: str, cost: int, balance: int) -> None:
     """Each call from the balance leaves what it says; the statement's moves lead to the same balance."""
     (credited, left) = amounts(r"^   credit MONEY, balance MONEY$", text)
-    held = amounts(r"^   proof  of 0x\w{40}; MONEY held$", text)
+    held = amounts(r"^   proof  of \w{40,44}; MONEY held$", text)
     calls = amounts(r"^   cost   MONEY, MONEY came back, balance MONEY$", text)
     rests = amounts(r"^   cost   MONEY, MONEY became balance$", text)
     assert left == credited + sum(rests[1::2])
@@ -129,6 +135,19 @@ def test_demo_from_an_installed_wheel(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     check(done.stdout)
+
+
+def test_demo_goes_on_without_a_chain_that_this_machine_has_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> EvmDemo:
+        raise ToolMissing("not built for this machine")
+
+    monkeypatch.setattr(demo, "RAILS", (EvmDemo, missing))
+    assert main(["demo"]) == 0
+    assert "left out: not built for this machine" in capsys.readouterr().out
+    monkeypatch.setattr(demo, "RAILS", (missing,))
+    assert main(["demo"]) == 1
 
 
 def test_demo_stops_everything_when_it_is_interrupted() -> None:

@@ -15,7 +15,7 @@ from ..money import Asset
 from ..networks.assets import DEFAULTS
 from ..networks.evm import checksum, keccak
 
-__all__ = ["RAILS", "DemoRail", "EvmDemo", "Transfer"]
+__all__ = ["DemoRail", "EvmDemo", "Transfer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,3 @@ class EvmDemo:
             raise DevnetError(f"transaction {transaction} is no transfer of {self.asset.symbol}")
         payer, pay_to = (checksum("0x" + topic[-40:]) for topic in logs[0]["topics"][1:])
         return Transfer(transaction, int(receipt["blockNumber"], 16), payer, pay_to, int(logs[0]["data"], 16))
-
-
-RAILS: tuple[Callable[[], DemoRail], ...] = (EvmDemo,)
-"""Each rail that exists is paid on by the demo."""
