@@ -28,9 +28,9 @@ from tests.support.svm_payments import (
     transfer,
 )
 from x402kit.devnet import SvmDevnet
-from x402kit.errors import PaymentRefused, PaymentUsed, RailUnavailable
+from x402kit.errors import ConfigError, PaymentRefused, PaymentUsed, RailUnavailable
 from x402kit.model import Outcome
-from x402kit.networks import FeePolicy, FixedPrice, SvmRail
+from x402kit.networks import FeePolicy, FixedPrice, SvmOptions, SvmRail
 from x402kit.networks.svm_outcome import EXPIRED, FAILED, MISMATCH, Sent
 from x402kit.networks.svm_reads import Node
 from x402kit.networks.svm_scan import Scan
@@ -221,6 +221,23 @@ async def test_D10_a_settlement_that_left_the_chain_is_sent_again_and_never_call
         assert (made.state, made.resend, made.reason, made.block) == ("pending", True, "", 0)
         node.faults["getEpochInfo"] = Fault(forward=False, result={"absoluteSlot": 10**6, "blockHeight": 10**6})
         assert (await outcome_of(shop, settled)).state == "failed"
+
+
+async def test_I10_for_high_amounts_the_nodes_must_agree(svm: SvmDevnet, node: FaultyRpc) -> None:
+    async with svm_seller(svm, rpc=[svm.rpc_url, node.url], quorum=2, quorum_above=PRICE) as shop:
+        claim, outcome = await shop.settle(shop.authorize())
+        assert outcome.state == "settled"
+        unseen = {"context": {"slot": 10**6}, "value": [None]}
+        node.faults["getSignatureStatuses"] = Fault(result=unseen)
+        made = await outcome_of(shop, claim)
+        assert (made.state, made.reason, made.resend) == ("pending", "the nodes do not agree", False)
+        node.faults["getSignatureStatuses"] = Fault(html=502)
+        assert (await outcome_of(shop, claim)).state == "pending"
+        assert (
+            await outcome_of(shop, claim._replace(amount=PRICE - 1))
+        ).state == "failed"  # another amount than landed
+    with pytest.raises(ConfigError, match="quorum"):
+        SvmRail(shop.rail.network, pay_to=shop.rail.pay_to, rpc=svm.rpc_url, options=SvmOptions(quorum=2))
 
 
 async def test_B12_what_the_chain_shows_decides_not_what_was_sent(svm: SvmDevnet, node: FaultyRpc) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import ipaddress
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
@@ -31,7 +31,7 @@ from .svm_fees import FeePolicy, Fees
 from .svm_foreign import judge_foreign
 from .svm_hints import Hints
 from .svm_options import SvmOptions
-from .svm_outcome import Judge
+from .svm_outcome import Judge, agreed
 from .svm_payout import judge_payout, prepare_payout
 from .svm_reads import Node
 from .svm_ready import Readiness, token_program
@@ -89,6 +89,8 @@ class SvmRail:
         self._program = token_program(self.asset, options.token_2022)
         self.rpc = None if rpc is None else Rpc(rpc, seconds=options.rpc_seconds)
         self._node = None if self.rpc is None else Node(self.rpc)
+        if not 1 <= options.quorum <= (len(self.rpc.nodes) if self.rpc else 1):
+            raise ConfigError(f"a quorum of {options.quorum} needs as many RPC addresses")
         self._local = _is_local(rpc) if options.local is None else options.local
         self._fee_policy = fees
         self._sender = None
@@ -280,16 +282,27 @@ class SvmRail:
         self._ours().forget(intent)
 
     async def outcome(self, claim: Claim) -> Outcome:
-        """svm_outcome.py's table."""
-        if self._node is None:
-            return Outcome("pending", "no rpc", claim.reference)
-        judge = self._judge(self._node)
-        if self.wallet is not None:
-            return await judge.judge(claim)
-        return await judge_foreign(judge, self._scan(), claim, int(self._options.clock()))
+        """svm_outcome.py's table; for high amounts as many nodes must say the same as ``quorum`` asks for (I-10)."""
+
+        async def look(node: Node) -> Outcome:
+            if self.wallet is not None:
+                return await self._judge(node).judge(claim)
+            return await judge_foreign(self._judge(node), self._scan(node), claim, int(self._options.clock()))
+
+        return await self._sure(claim, look)
 
     def _judge(self, node: Node) -> Judge:
-        return Judge(node, self._program, self._options.finalized_above)
+        above = self._options.finalized_above
+        return Judge(node, self._program, 100 * 10**self.asset.decimals if above is None else above)
+
+    async def _sure(self, claim: Claim, look: Callable[[Node], Awaitable[Outcome]]) -> Outcome:
+        """What the nodes as one say, or for a high amount what enough of them say, each by itself."""
+        if self.rpc is None or self._node is None:
+            return Outcome("pending", "no rpc", claim.reference)
+        if self._options.quorum == 1 or claim.amount < self._options.quorum_above:
+            return await look(self._node)
+        said = await asyncio.gather(*[look(Node(each)) for each in self.rpc.nodes])
+        return agreed(said, self._options.quorum, claim.reference)
 
     # Paying out (PayingRail)
 
@@ -308,10 +321,8 @@ class SvmRail:
         return sender.remember(await prepare_payout(sender, self.asset, self._program, to, amount))
 
     async def payout_outcome(self, claim: Claim) -> Outcome:
-        """svm_payout.py's table."""
-        if self._node is None:
-            return Outcome("pending", "no rpc", claim.reference)
-        return await judge_payout(self._judge(self._node), claim)
+        """svm_payout.py's table; as many nodes must agree as for a payment."""
+        return await self._sure(claim, lambda node: judge_payout(self._judge(node), claim))
 
     # What we were paid (ScanningRail)
 
@@ -322,16 +333,19 @@ class SvmRail:
 
     async def head_block(self) -> int:
         """The newest slot that is confirmed. Raises ``RailUnavailable``."""
-        return await self._scan().head()
+        return await self._scan(self._reader()).head()
 
     def settled_since(self, block: int) -> AsyncGenerator[Landed]:
         """svm_scan.py: payments to ``pay_to`` from a slot on. Raises ``RailUnavailable``."""
-        return self._scan().since(block, self.fee_payer)
+        return self._scan(self._reader()).since(block, self.fee_payer)
 
-    def _scan(self) -> Scan:
+    def _reader(self) -> Node:
         if self._node is None:
             raise RailUnavailable(detail="no rpc")
-        return Scan(self._node, self.network, self.asset.address, self.pay_to, self._program)
+        return self._node
+
+    def _scan(self, node: Node) -> Scan:
+        return Scan(node, self.network, self.asset.address, self.pay_to, self._program)
 
     async def wait(self, claim: Claim, seconds: float) -> Outcome:
         """``outcome`` until it is certain or the time is over; meanwhile the same bytes are sent again."""

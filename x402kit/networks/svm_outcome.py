@@ -24,6 +24,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from ..model import Claim, Intent, Json, Outcome
@@ -33,7 +35,7 @@ from .svm_transaction import Transaction, address_bytes, decode, signature_text,
 
 log = logging.getLogger("x402kit.svm")
 
-__all__ = ["EXPIRED", "FAILED", "MISMATCH", "Judge", "Sent", "received"]
+__all__ = ["EXPIRED", "FAILED", "MISMATCH", "Judge", "Sent", "agreed", "received"]
 
 FAILED: Final = "transaction_failed"
 EXPIRED: Final = "transaction_expired"
@@ -57,6 +59,17 @@ class Sent(NamedTuple):
     @classmethod
     def of(cls, blob: bytes) -> Sent:
         return cls(int.from_bytes(blob[:8], "big"), int.from_bytes(blob[8:16], "big"), blob[16:])
+
+
+def agreed(outcomes: Sequence[Outcome], quorum: int, reference: str) -> Outcome:
+    """What at least ``quorum`` of several nodes say alike, else pending (I-10)."""
+    said = [(each.state, each.reference, each.block, each.reason) for each in outcomes]
+    most, count = Counter(said).most_common(1)[0]
+    if most[0] != "pending" and count >= quorum:
+        alike = [each for each, what in zip(outcomes, said, strict=True) if what == most]
+        return alike[0]._replace(final=all(each.final for each in alike))
+    resend = all(each.resend for each in outcomes)
+    return Outcome("pending", "" if resend else "the nodes do not agree", reference, resend=resend)
 
 
 class Judge:

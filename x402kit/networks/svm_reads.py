@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from ..model import Json
-from .rpc import Rpc, RpcTrouble
+from .rpc import Node as Endpoint
+from .rpc import RpcTrouble
 
 __all__ = ["Account", "Latest", "Node", "Simulated", "Status"]
 
@@ -54,7 +55,7 @@ class Status(NamedTuple):
 class Node:
     """One node, or several as one."""
 
-    def __init__(self, rpc: Rpc) -> None:
+    def __init__(self, rpc: Endpoint) -> None:
         self._rpc = rpc
 
     async def genesis(self) -> str:
