@@ -183,7 +183,7 @@ class FacilitatorRail:
         reason = sanitized(verdict.invalid_reason)
         if reason.startswith("unexpected_"):
             raise RailUnavailable("facilitator_unavailable")
-        if is_used(reason):
+        if is_used(reason) or reason == "duplicate_settlement":
             await self._used(authorization, reason)
         raise PaymentRefused(reason)
 
