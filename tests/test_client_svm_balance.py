@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from tests.support.clients import KEY, KINDS, request
+from tests.support.commands import run
 from tests.support.serving import free_port, serving
 from x402kit import Paywall
 from x402kit.client import BalanceTooLow, Limits, Payer, payment_of
 from x402kit.devnet import EvmDevnet, SvmDevnet
 from x402kit.errors import ConfigError
 from x402kit.networks import Base, Solana
+from x402kit.networks.svm_wallet import secret_key
 
 BASE, SOLANA = "eip155:8453", "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
 EVM_TO = "0x1000000000000000000000000000000000000404"
@@ -140,3 +143,31 @@ def test_a_call_goes_from_the_balance_that_was_topped_up(shop: Shop) -> None:
 def test_a_wallet_that_there_is_none_of_is_refused(shop: Shop) -> None:
     with pytest.raises(ConfigError, match="no wallet for the network"):
         shop.payer(evm_key=None).wallet(shop.service, network="base")
+
+
+def test_limits_say_whose_balance_is_meant(shop: Shop) -> None:
+    """Of a payer with both wallets, where no network is named."""
+    for networks, wanted in ((["solana"], SOLANA), (["solana", "base"], SOLANA), (["base"], BASE), (None, BASE)):
+        paying = shop.payer(limits=Limits(networks=networks))
+        with paying.wallet(shop.service) as wallet:
+            assert wallet.balance().network == wanted, networks
+
+
+def test_from_a_shell(shop: Shop, tmp_path: Path) -> None:
+    keypair = tmp_path / "id.json"
+    keypair.write_text(json.dumps(list(secret_key(shop.svm.accounts[1].secret_key))))
+    file = ("--svm-keypair", str(keypair), "--allow-insecure", "--json")
+    env = {"XDG_STATE_HOME": str(tmp_path), "X402KIT_EVM_KEY": KEY, "X402KIT_SVM_RPC_URL": shop.svm.rpc_url}
+    before = shop.earned()
+    paid = run("pay", shop.url + "/goods", *file, env=env)
+    assert (paid.status, json.loads(paid.out)) == (0, {"for": shop.svm.accounts[1].address})
+    assert json.loads(paid.err)["network"] == SOLANA
+    assert shop.earned() == (before[0], before[1] + PRICE)
+
+    env["X402KIT_SVM_KEY"] = shop.svm.accounts[1].secret_key
+    said = run("wallet", shop.service, "balance", "--network", "solana", "--allow-insecure", "--json", env=env)
+    assert (said.status, json.loads(said.out)["wallet"]) == (0, shop.svm.accounts[1].address)
+    assert json.loads(run("pay", shop.url + "/goods", *file[2:], env=env).err)["network"] == BASE
+    missing = run("pay", shop.url + "/goods", "--allow-insecure", env={"XDG_STATE_HOME": str(tmp_path)})
+    assert missing.status == 2
+    assert "X402KIT_SVM_KEY" in missing.err

@@ -1,4 +1,4 @@
-"""Whose money it is: the wallet's key and the journal, shared by the commands that pay."""
+"""Whose money it is: the wallets' keys and the journal, shared by the commands that pay."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from ..client import Limits
 from ..errors import ConfigError
 
-__all__ = ["add_keys", "dollars", "journal_path", "read_key"]
+__all__ = ["add_keys", "dollars", "journal_path", "limits_of", "read_wallets"]
 
 _AMOUNT: Final = re.compile(r"\$?\d+\.\d+\Z|\$\d+\Z", re.ASCII)
 
 
 def add_keys(parser: argparse.ArgumentParser) -> None:
-    """Key, journal, and the cap that the journal keeps."""
+    """Keys, network, journal, and the cap that the journal keeps."""
     parser.add_argument("--max-per-day", type=dollars, metavar="USD", help="with what the journal holds of today")
-    parser.add_argument("--key-file", type=Path, metavar="FILE", help="the private key, 64 hex digits")
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="an EVM private key, 64 hex digits")
+    parser.add_argument("--svm-keypair", type=Path, metavar="FILE", help="a Solana keypair, the usual JSON file")
+    parser.add_argument("--network", metavar="NAME", help="base, solana, or CAIP-2: nothing is paid elsewhere")
     parser.add_argument("--journal", type=Path, metavar="FILE", help="~/.local/state/x402kit/journal.db if not given")
 
 
@@ -30,13 +33,34 @@ def dollars(text: str) -> str:
     return text if text.startswith("$") else f"${text}"
 
 
-def read_key(path: Path | None) -> str:
-    """From the file, or the environment. Raises ``ConfigError``."""
-    if path is None:
-        key = os.environ.get("X402KIT_EVM_KEY", "").strip()
-        if not key:
-            raise ConfigError("no wallet: set X402KIT_EVM_KEY, or give --key-file")
-        return key
+def read_wallets(arguments: argparse.Namespace) -> dict[str, Any]:
+    """``Payer``'s arguments about wallets: from the files that are given, or else from the environment.
+
+    Raises ``ConfigError``.
+    """
+    given: dict[str, Any] = {}
+    if arguments.key_file is not None:
+        given["evm_key"] = _read_key(arguments.key_file)
+    if arguments.svm_keypair is not None:
+        given["svm_keypair"] = arguments.svm_keypair
+    made = given or {name: value for name in ("evm_key", "svm_key") if (value := _variable(name))}
+    if not made:
+        raise ConfigError("no wallet: set X402KIT_EVM_KEY or X402KIT_SVM_KEY, or give --key-file or --svm-keypair")
+    node = _variable("svm_rpc_url")
+    return {**made, "svm_rpc": node} if node else made
+
+
+def _variable(name: str) -> str:
+    return os.environ.get(f"X402KIT_{name.upper()}", "").strip()
+
+
+def limits_of(arguments: argparse.Namespace, **limits: Any) -> Limits:
+    """The limits that the arguments set. Raises ``ConfigError``."""
+    networks = None if arguments.network is None else [arguments.network]
+    return Limits(per_day=arguments.max_per_day, networks=networks, **limits)
+
+
+def _read_key(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeError) as e:

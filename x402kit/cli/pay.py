@@ -11,9 +11,9 @@ from typing import IO, Any
 
 import httpx
 
-from ..client import Limits, Payer, PayerError, PaymentInfo, payment_of
+from ..client import Payer, PayerError, PaymentInfo, payment_of
 from ..model import Json
-from .keys import add_keys, dollars, journal_path, read_key
+from .keys import add_keys, dollars, journal_path, limits_of, read_wallets
 from .outcome import AGAIN, OPEN, failed, open_reference, say, state_of
 from .output import error, plain, write_json
 from .report import amount_text, network_text
@@ -25,8 +25,9 @@ __all__ = ["add", "run"]
 _DESCRIPTION = """Request URL, and pay what it asks for, up to a limit. The answer's body goes to standard output, the
 receipt to standard error: in words on a terminal, else as one line of JSON.
 
-The wallet's private key is read from X402KIT_EVM_KEY, or from a file. What was signed is written to a journal before it
-is sent: when an answer is lost, the same command shows the same payment again and signs no other.
+The wallet's private key is read from X402KIT_EVM_KEY, or from a file; for Solana from X402KIT_SVM_KEY, or a keypair's
+file. What was signed is written to a journal before it is sent: when an answer is lost, the same command shows the same
+payment again and signs no other.
 
 Exit status:
   0  answered, and paid where payment was asked for
@@ -70,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Request, pay, and hand the answer out."""
     hosts = None if arguments.balance == "off" else _host(arguments.url)
     payer = Payer(
-        read_key(arguments.key_file),
-        limits=Limits(per_call=arguments.max_amount, per_day=arguments.max_per_day, hosts=hosts),
+        **read_wallets(arguments),
+        limits=limits_of(arguments, per_call=arguments.max_amount, hosts=hosts),
         journal=journal_path(arguments.journal),
         allow_insecure=arguments.allow_insecure,
         balance=arguments.balance,

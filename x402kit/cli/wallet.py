@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import httpx
 
-from ..client import Limits, Payer, PayerError, PrepaidWallet
+from ..client import Payer, PayerError, PrepaidWallet
 from ..model import Json
 from ..money import format_units
-from .keys import add_keys, dollars, journal_path, read_key
+from .keys import add_keys, dollars, journal_path, limits_of, read_wallets
 from .outcome import failed, open_reference
 from .output import plain, wants_json, write_json
 from .report import amount_text, network_text
@@ -29,9 +29,10 @@ _DESCRIPTION = """A prepaid balance at a seller: URL is its wallet service, such
   transactions   what moved, the newest first
   withdraw [USD] have so much, or all of it, back in the wallet
 
-The wallet's private key is read from X402KIT_EVM_KEY, or from a file. When an answer is lost, the same command goes on
-with the same top-up or withdrawal. On a terminal the answer is in words, else, or with --json, JSON, one object on a
-line; amounts are then in atomic units. The exit status is as for x402kit pay.
+The wallet's private key is read from X402KIT_EVM_KEY, or from a file; for Solana from X402KIT_SVM_KEY, or a keypair's
+file. When an answer is lost, the same command goes on with the same top-up or withdrawal. On a terminal the answer is
+in words, else, or with --json, JSON, one object on a line; amounts are then in atomic units. The exit status is as for
+x402kit pay.
 """
 _COUNT: Final = 20
 
@@ -61,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.amount is None and action == "top-up") or (arguments.amount and action not in ("top-up", "withdraw")):
         arguments.usage_error("top-up takes an amount, withdraw may take one, and nothing else does")
     payer = Payer(
-        read_key(arguments.key_file),
-        limits=Limits(per_day=arguments.max_per_day),
+        **read_wallets(arguments),
+        limits=limits_of(arguments),
         journal=journal_path(arguments.journal),
         allow_insecure=arguments.allow_insecure,
     )

@@ -148,7 +148,8 @@ class Payer:
 
         ``client`` must have a transport of this payer; without one it has its own, to be closed (``with``).
         ``network``: the one whose wallet is meant (CAIP-2, or v1's short name), for a payer with two: their balances
-        are two. Without it the first wallet is. Raises ``ConfigError`` for one that there is no wallet for.
+        are two. Without it EVM's is, or the one of the kind that ``limits.networks`` names first. Raises
+        ``ConfigError`` for one that there is no wallet for.
         """
         operations = self._operations(network)
         made = client or httpx.Client(transport=self.transport(), timeout=WALLET_SECONDS)
@@ -164,9 +165,11 @@ class Payer:
 
     def _operations(self, network: str) -> Operations:
         wallets, policy = self._setup.wallets, self._setup.policy
-        named = caip2(network) if network else wallets.kinds[0] if len(wallets.kinds) > 1 else ""
+        named = caip2(network)
         if network and named not in policy.networks:
             raise ConfigError(f"this payer has no wallet for the network {network!r}, or Limits does not allow it")
+        if not network and len(wallets.kinds) > 1:
+            named = policy.networks[0].partition(":")[0]
         return Operations(wallets.address_on(named) if named else wallets.address, policy.known, named)
 
     def spent_this_hour(self) -> Usd:
