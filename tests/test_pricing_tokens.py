@@ -188,6 +188,24 @@ async def test_an_image_costs_its_bound_and_its_bytes_are_not_text() -> None:
     assert "image_url" in await refusal(Tokens(input="$1/M", per_part={"audio": 5}), body)
 
 
+@pytest.mark.parametrize("named", [{"type": "image"}, {"type": "image_url", "image_url": {"url": "https://a/b"}}])
+async def test_E04_a_message_that_says_it_is_an_image_is_counted_as_text_too(named: dict[str, Any]) -> None:
+    price = Tokens(input="$1/token", max_output=0, per_part=1500)
+    text = {"messages": [{**named, "role": "user", "content": "word " * 1000}]}
+    assert (await quote(price, text)).ceiling.value >= 5000
+    images = [{"type": "image_url", "image_url": {"url": "https://a/b"}}] * 100
+    assert (await quote(price, {"messages": [{**named, "role": "user", "content": images}]})).ceiling.value >= 150_000
+    beside = {"messages": [{"role": "user", "content": [{**named, "text": "word " * 1000}]}]}
+    assert (await quote(price, beside)).ceiling.value >= 5000
+
+
+@pytest.mark.parametrize("part", [{}, {"type": None}, {"type": "image_url", "role": "user"}, {"role": "user"}])
+async def test_E04_an_image_without_the_type_of_one_is_no_text(part: dict[str, Any]) -> None:
+    """Some servers tell a part that states no type by its other names."""
+    body = {"messages": [{"role": "user", "content": [{**part, "image_url": {"url": "https://a/b"}}]}]}
+    assert "image_url" in await refusal(Tokens(input="$1/M"), body)
+
+
 async def test_what_may_be_text_is_counted_whatever_its_bound() -> None:
     part = {"type": "document", "source": {"type": "text", "data": "word " * 1000}}
     price = Tokens(input="$1/token", max_output=0, per_part=10)

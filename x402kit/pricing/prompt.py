@@ -26,6 +26,7 @@ _TEXT: Final = {
 }
 _MEDIA: Final = {"image_url", "input_image", "image", "input_audio", "audio", "video_url", "input_video", "video"}
 """Parts that hold no text, so that their bytes are not tokens of it. A file may hold text."""
+_PLAIN: Final = {"type", "text", "content", "output", "refusal", "cache_control", "role"}
 
 
 def body_of(call: Call) -> dict[str, Any]:
@@ -66,27 +67,36 @@ def parts(body: Mapping[str, Any]) -> list[tuple[str, int]]:
     Those are its longest string, in base64 or a URL; so the text around it is still counted.
     """
     found: list[tuple[str, int]] = []
-    waiting: list[Any] = [body.get(name) for name in ("messages", "input", "system")]
+    # What has a role is a message, but not inside of one.
+    waiting: list[tuple[Any, bool]] = [(body.get(name), True) for name in ("messages", "input", "system")]
     while waiting:
-        item = waiting.pop()
+        item, outer = waiting.pop()
         if isinstance(item, list):
-            waiting += item
+            waiting += [(each, outer) for each in cast("list[object]", item)]
         elif isinstance(item, dict):
             item = cast("dict[str, Any]", item)
-            kind = item.get("type", "message")
-            if not isinstance(kind, str):
-                kind = repr(kind)
+            is_message = outer and "role" in item
+            kind = _kind(item, is_message)
             if kind not in _TEXT:
-                found.append((kind, _longest(item) if kind in _MEDIA else 0))
-                continue
-            waiting += [item.get("content"), item.get("output")]
+                found.append((kind, _longest(item) if kind in _MEDIA and not is_message else 0))
+                if not is_message:  # else what answers reads it as one, whatever type its caller gives it
+                    continue
+            waiting += [(item.get("content"), False), (item.get("output"), False)]
             if isinstance(item.get("audio"), dict):  # an earlier answer's, by its id
                 found.append(("audio", 0))
     return found
 
 
-def _longest(item: Any) -> int:
-    longest, waiting = 0, [item]
+def _kind(item: Mapping[str, Any], is_message: bool) -> str:
+    """The type of a part; of one that states none, as some servers read it: the first name that is not text's."""
+    kind = item.get("type")
+    if kind is not None:
+        return kind if isinstance(kind, str) else repr(kind)
+    return "message" if is_message else min(item.keys() - _PLAIN, default="text")
+
+
+def _longest(item: dict[str, Any]) -> int:
+    longest, waiting = 0, [value for name, value in item.items() if name not in ("text", "content")]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):
