@@ -419,8 +419,10 @@ class Delivery:
 
     def _is_due(self, end: End) -> bool:
         """Whether an answer that did not reach its end is charged for. One that a caller left is served, whatever it
-        costs: what has begun to go out is not given again.
+        costs: what has begun to go out is not given again. With ``settle="after"`` nothing has gone out yet.
         """
+        if self._after:
+            return False
         if self._charged and self.started and (self.left or self._metering.paid.job_seconds is not None):
             return True
         return (self.started or end is End.LEFT_BEFORE) and bool(self._metering.cost(end))

@@ -208,7 +208,9 @@ class Gate:
         serving = self._till.serving
         serving.add(delivery)
         try:
-            await self.app(scope_for(scope, paid, metered=metering.active), delivery.receive, delivery.send)
+            length = None if not body or body == request.body else len(body)
+            inner = scope_for(scope, paid, metered=metering.active, length=length)
+            await self.app(inner, delivery.receive, delivery.send)
         except asyncio.CancelledError:
             if not delivery.taken_back():
                 raise

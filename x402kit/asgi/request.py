@@ -103,9 +103,15 @@ class PricedRequest:
         return f"{url}?{query}" if query and len(url) + len(query) < _URL_MAX else url
 
 
-def scope_for(scope: Scope, paid: Any, *, metered: bool) -> Scope:
-    """The scope that the app sees; of a metered call without Accept-Encoding, so that its usage can be read (H05)."""
+def scope_for(scope: Scope, paid: Any, *, metered: bool, length: int | None = None) -> Scope:
+    """The scope that the app sees; of a metered call without Accept-Encoding, so that its usage can be read (H05).
+
+    ``length`` is the body's, where we have changed it: an app that passes it on goes by what the header says.
+    """
     inner = {**scope, "x402kit": paid}
     if metered:
         inner["headers"] = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
+    if length is not None:
+        stated = str(length).encode()
+        inner["headers"] = [(k, stated if k == b"content-length" else v) for k, v in inner["headers"]]
     return inner

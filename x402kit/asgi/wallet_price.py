@@ -61,8 +61,11 @@ class TopUp:
         return b"top-up" if self.any_amount else f"top-up {amount.value.normalize():f}".encode()
 
     def at_least(self, units: int, decimals: int) -> Usd:
-        """What brings so many atomic units to a balance, within what may be topped up at once."""
-        return min(max(Usd(Decimal(units).scaleb(-decimals)), self.minimum), self.maximum)
+        """What brings so many atomic units to a balance, within what may be topped up at once, as a body can ask for
+        it.
+        """
+        wanted = Usd(Decimal(Usd(Decimal(units).scaleb(-decimals)).atomic(_DECIMALS)).scaleb(-_DECIMALS))
+        return min(max(wanted, self.minimum), self.maximum)
 
     async def quote(self, call: Call) -> Quote:
         return Quote(self.amount(call.body), "Top-up of the prepaid balance")

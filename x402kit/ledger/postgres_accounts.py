@@ -187,7 +187,7 @@ class Accounts(Claims):
         )
         values = {**columns, **books(account), "_id": hold_id, "_holder": holder, "deadline": deadline}
         rows, _ = await self._write(sql, values, of=account.owner, account=account)
-        self._let_go("holds", hold_id, holder)
+        self._forget(hold_id, holder)  # another process may end it
         return bool(rows)
 
     async def expire(self, now: int, limit: int = 100) -> list[Hold]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import time
 
+from ..errors import ServerError
 from ..ledger.port import Store
+from ..model import Claim
 
 __all__ = ["Keeper"]
 
@@ -31,11 +33,15 @@ class Keeper:
 
     async def _credit_unserved(self, now: int) -> None:
         for claim in await self._store.expired(now):
-            owner = f"keeper:{id(self):x}:{time.monotonic_ns():x}"
-            taken = await self._store.take(claim.payment_id, "settled", owner)
-            if taken is None:
-                continue
-            # Nothing is earned but what a top-up costs to settle (credit.py).
-            if await self._store.move(claim.payment_id, "credit", owner, captured=taken.captured):
-                amount = taken.amount - taken.captured
-                log.warning("payment %s was never served; %d credited to %s", taken.payment_id, amount, taken.payer)
+            try:
+                await self._credit(claim)
+            except ServerError as e:
+                log.error("ALERT: payment %s can't be credited now: %s", claim.payment_id, e.reason)
+
+    async def _credit(self, claim: Claim) -> None:
+        owner = f"keeper:{id(self):x}:{time.monotonic_ns():x}"
+        taken = await self._store.take(claim.payment_id, "settled", owner)
+        # Nothing is earned but what a top-up costs to settle (credit.py).
+        if taken is not None and await self._store.move(claim.payment_id, "credit", owner, captured=taken.captured):
+            amount = taken.amount - taken.captured
+            log.warning("payment %s was never served; %d credited to %s", taken.payment_id, amount, taken.payer)

@@ -246,9 +246,12 @@ class Settler:
         """One pass over what is open and nobody works on. How many claims were looked at."""
         due = await self._store.due(int(time.time()))
         slots = asyncio.Semaphore(_AT_ONCE)
-        await asyncio.gather(*[self._try(claim, slots) for claim in due])
-        for work in self._also:
-            await work()
+        found = await asyncio.gather(*[self._try(claim, slots) for claim in due], return_exceptions=True)
+        for work in self._also:  # what goes wrong with one must not keep the others from theirs
+            found += await asyncio.gather(work(), return_exceptions=True)
+        for fault in found:
+            if fault is not None:
+                raise fault
         return len(due)
 
     async def _try(self, claim: Claim, slots: asyncio.Semaphore) -> None:

@@ -1,0 +1,132 @@
+"""What a payer, a crash or an odd set-up could make of balances: small cases beside those of the other files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from tests.support.rails import USDC, OfflineRail
+from tests.support.till import opened, part, stream, usage
+from x402kit.asgi.wallet_price import TopUp
+from x402kit.ledger.port import Store
+from x402kit.model import Account, Hold
+from x402kit.paywall.settlement import Settler
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "payments.db")
+    made: str = request.getfixturevalue("database")
+    return made
+
+
+async def test_H02_who_leaves_before_a_payment_is_settled_leaves_it_unused(tmp_path: Path) -> None:
+    """Also where the app has reported its use: with ``settle="after"`` there is nothing yet to charge it to."""
+    async with opened(str(tmp_path / "payments.db"), route={"settle": "after"}) as till:
+
+        async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["x402kit"].report({"output": 500})
+            await asyncio.sleep(60)
+
+        till.playing.app = silent
+        payment, leave = await till.payment("/metered"), asyncio.Event()
+        call = asyncio.create_task(till.ask("/metered", {"PAYMENT-SIGNATURE": payment.v2()}, leave=leave))
+        await till.playing.began.wait()
+        leave.set()
+        assert (await call).status == 0
+        claim = await till.claim(payment)
+        assert (claim.state, claim.spent, till.rail.settled) == ("failed", 0, 0)
+
+
+@pytest.mark.parametrize("header", [True, False])
+async def test_A11_a_body_that_we_changed_has_its_own_length(tmp_path: Path, header: bool) -> None:
+    async with opened(str(tmp_path / "payments.db"), route={"ask_usage": True}) as till:
+        await till.credit(100_000)
+        seen: list[tuple[list[bytes], int]] = []
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            body = (await receive())["body"]
+            assert json.loads(body)["stream_options"] == {"include_usage": True}
+            seen.append(([value for name, value in scope["headers"] if name == b"content-length"], len(body)))
+            await stream(send, usage(1))
+            await send(part(b"data: [DONE]\n\n", more=False))
+
+        till.playing.app = app
+        body = json.dumps({"messages": [], "max_tokens": 10, "stream": True}).encode()
+        length = {"Content-Length": str(len(body))} if header else {}
+        assert (await till.ask("/metered", {**till.proof(), **length}, body)).status == 200
+        stated, real = seen[0]
+        assert real > len(body)
+        assert stated == ([str(real).encode()] if header else [])
+
+
+async def test_I6_a_payment_that_can_not_be_credited_keeps_nobody_elses_money(ledger: str) -> None:
+    """Of a token with eighteen decimals a balance holds nine units: what does not fit waits, and all else goes on."""
+    async with opened(ledger, rail=OfflineRail(asset=replace(USDC, decimals=18)), reconcile_seconds=3600) as till:
+        assert (await till.top_up("5.00")).status == 200
+        payment = await till.payment("/v1/x402/top-up", {"amount_usdc": "5.00"})
+        shown = await till.ask("/v1/x402/top-up", {"PAYMENT-SIGNATURE": payment.v2()}, {"amount_usdc": "5.00"})
+        assert shown.status == 504
+        claim = await till.claim(payment)
+        await till.store.release(claim.payment_id, claim.owner)
+        now = int(time.time())
+        other = Account(till.account.owner[:-2] + "00", till.account.asset)
+        await till.store.deposit(other, 1000, "other")
+        hold = Hold("h", *other, 400, holder="dead", created_at=now, deadline=now)
+        assert await till.store.reserve(hold) == await till.store.hold("h")
+        assert await till.store.defer_hold("h", "dead", now)
+        await till.paywall.reconcile()
+        assert (await till.store.balance(other)).available == 1000
+        assert (await till.claim(payment)).state == "settled"
+        assert (await till.balance()).available == 5 * 10**18
+
+
+async def test_I6_a_fault_in_one_part_of_a_pass_keeps_no_other_from_its_work(ledger: str) -> None:
+    async with opened(ledger, reconcile_seconds=3600) as till:
+        done: list[int] = []
+
+        async def faulty() -> None:
+            done.append(1)
+            raise ValueError("a fault of ours")
+
+        async def sound() -> None:
+            done.append(2)
+
+        with pytest.raises(ValueError, match="a fault of ours"):
+            await Settler(till.store, [till.rail], also=(faulty, sound)).reconcile()
+        assert done == [1, 2]
+
+
+@pytest.mark.parametrize("decimals", [6, 18])
+def test_a_shortfall_that_is_offered_can_be_asked_for(decimals: int) -> None:
+    price = TopUp.of("$1", "$1000")
+    units = 1_234_567 * 10 ** (decimals - 6) + (1 if decimals > 6 else 0)
+    offered = price.at_least(units, decimals)
+    assert offered.atomic(decimals) >= units
+    assert price.amount(json.dumps({"amount_usdc": str(offered.value)}).encode()) == offered
+
+
+async def test_I12_a_job_that_another_process_ends_leaves_nothing_in_the_first(database: str) -> None:
+    async with opened(database) as till:
+        await till.credit(100_000)
+        store: Store = till.store
+
+        async def queued(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["x402kit"].defer(600)
+            await send({"type": "http.response.start", "status": 202, "headers": []})
+            await send(part(b"", more=False))
+
+        till.playing.app = queued
+        for _ in range(3):
+            assert (await till.ask("/fixed", till.proof())).status == 202
+        assert getattr(store, "_places") == {}  # noqa: B009
+        for paid in till.playing.paid:
+            await till.paywall.void(paid.job)
+        assert (await till.balance()) == (100_000, 0)
