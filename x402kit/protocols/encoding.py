@@ -2,7 +2,8 @@
 
 Base64: the standard or the URL-safe alphabet (not both in one value), padded or not at all; half a padding, inner junk
 and trailing bits that are not zero are refused. JSON: UTF-8, no duplicate keys, no NaN, no number that is not an
-integer unless asked for, at most 78 digits, nesting as in ``model.NESTING_MAX``.
+integer unless asked for, at most 78 digits, nesting as in ``model.NESTING_MAX``, at most 16 384 arrays and objects: of
+those a body could hold so many that reading it takes a second (K03).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..model import NESTING_MAX, Json
 __all__ = ["b64decode", "b64encode", "b64url", "b64url_decode", "dump_json", "parse_json", "parse_object"]
 
 _DIGITS_MAX = 78
+_CONTAINERS_MAX = 16_384
 
 
 def b64encode(data: bytes) -> str:
@@ -101,6 +103,8 @@ def _check_nesting(text: str, most: int) -> None:
     if text.count("[") + text.count("{") <= most:
         return
     brackets = _STRING.sub("", text).encode().translate(None, _NO_BRACKETS)
+    if len(brackets) > 2 * _CONTAINERS_MAX:
+        raise ValueError("too many arrays and objects")
     if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > most:
         raise ValueError("nested too deeply")
 
