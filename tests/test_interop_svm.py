@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.clients import KINDS, request
-from tests.support.peers import CLIENTS, LOST, Front, pay, service
+from tests.support.peers import CLIENTS, LOST, UNHEARD, Front, pay, service
 from tests.support.seller import PRICE, Seller, selling
 from tests.support.serving import serving
+from x402kit.asgi.facilitator import facilitator_app
 from x402kit.client import Limits, Payer, PaymentNotAccepted, PaymentOutcomeUnknown, payment_of
 from x402kit.devnet import SvmAccount, SvmDevnet
 from x402kit.networks import Solana
@@ -219,3 +221,64 @@ def test_M02_a_lost_settlement_is_an_unknown_outcome(peer: Peer, facilitator: Fr
     with pytest.raises(PaymentOutcomeUnknown):
         request(paying, "httpx", "GET", peer.url + "/weather")
     assert (peer.earned, states(paying)) == (PRICE, ["unknown"])
+
+
+# Our facilitator behind their server
+
+TOKEN = "a token that only tests know"
+
+
+@pytest.fixture(scope="module")
+def served_by_us(svm: SvmDevnet, tmp_path_factory: pytest.TempPathFactory) -> Generator[Peer]:
+    to = svm.accounts[TO]
+    rail = Solana(pay_to=to.address, key=svm.accounts[SELLER].secret_key, rpc=svm.rpc_url)
+    store = tmp_path_factory.mktemp("facilitator") / "settlements.db"
+    with serving(facilitator_app(store, [rail], token=TOKEN)) as facilitator:
+        options = ["--facilitator", facilitator, "--pay-to", to.address, "--network", NETWORK]
+        with service("server.py", options, PEER_TOKEN=TOKEN) as url:
+            yield Peer(svm, url, Front(url), to, hinted=False)
+
+
+@pytest.fixture
+def theirs(served_by_us: Peer) -> Peer:
+    served_by_us.before = 0
+    served_by_us.before = served_by_us.earned
+    return served_by_us
+
+
+@pytest.mark.parametrize(
+    ("program", "method", "path"),
+    [(CLIENTS[0], "GET", "/weather"), (CLIENTS[1], "POST", "/echo"), (CLIENTS[0], "GET", "/upfront")],
+)
+def test_their_server_and_client_settle_through_our_facilitator(
+    theirs: Peer, program: str, method: str, path: str
+) -> None:
+    body = {"a": 1} if method == "POST" else None
+    options = ("--svm-rpc", theirs.chain.rpc_url)
+    said = pay(program, theirs.url + path, theirs.chain.accounts[PAYER], *options, method=method, body=body)
+    assert (said["status"], said["payment_response"]["success"]) == (200, True)
+    assert transferred(theirs.chain, said["payment_response"]["transaction"]) == theirs.earned == PRICE
+
+
+def test_our_client_pays_their_server_through_our_facilitator(theirs: Peer) -> None:
+    answer = request(theirs.payer(), "httpx2 async", "POST", theirs.url + "/echo", json={"a": 1})
+    assert (answer.status_code, answer.json()) == (200, {"echo": {"a": 1}})
+    info = payment_of(answer)
+    assert info is not None
+    assert (info.verified, info.problem) == (True, "")
+    assert transferred(theirs.chain, info.transaction) == theirs.earned == PRICE
+
+
+def test_D08_their_server_delivers_once_for_one_payment_shown_many_times_at_once(theirs: Peer) -> None:
+    """It keeps no record: our facilitator's one success is what keeps them apart."""
+    paying, front = theirs.payer(retries=0), Front(theirs.url)
+    with serving(front, lifespan=False) as url:
+        front.faults["/weather"] = [None, UNHEARD]
+        with pytest.raises(PaymentOutcomeUnknown):
+            request(paying, "httpx", "GET", url + "/weather")
+    (row,) = paying.payments()
+    with ThreadPoolExecutor(6) as pool:
+        shown = {row.header: row.value}
+        asked = [pool.submit(httpx.get, theirs.url + "/weather", headers=shown, timeout=30) for _ in range(6)]
+        statuses = sorted(answer.result().status_code for answer in asked)
+    assert (statuses, theirs.earned) == ([200, 402, 402, 402, 402, 402], PRICE)
