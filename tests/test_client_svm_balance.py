@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.support.clients import KEY, KINDS, request
 from tests.support.commands import run
@@ -22,8 +23,9 @@ from x402kit import Paywall
 from x402kit.client import BalanceTooLow, Limits, Payer, payment_of
 from x402kit.devnet import EvmDevnet, SvmDevnet
 from x402kit.errors import ConfigError
-from x402kit.networks import Base, Solana
+from x402kit.networks import Base, Solana, SvmOptions
 from x402kit.networks.svm_wallet import secret_key
+from x402kit.protocols.x402 import decode_header, encode_header
 
 BASE, SOLANA = "eip155:8453", "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
 EVM_TO = "0x1000000000000000000000000000000000000404"
@@ -171,3 +173,50 @@ def test_from_a_shell(shop: Shop, tmp_path: Path) -> None:
     missing = run("pay", shop.url + "/goods", "--allow-insecure", env={"XDG_STATE_HOME": str(tmp_path)})
     assert missing.status == 2
     assert "X402KIT_SVM_KEY" in missing.err
+
+
+class Katana:
+    """Our own seller, whose offers on Solana are written as Katana's are: without ``extra``, and the price twice."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def rewrite(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [(name, self.entry(name, value)) for name, value in message["headers"]]
+            await send(message)
+
+        await self.app(scope, receive, rewrite)
+
+    def entry(self, name: bytes, value: bytes) -> bytes:
+        if name != b"payment-required":
+            return value
+        challenge = decode_header(value.decode())
+        for each in challenge["accepts"]:
+            each.pop("extra")
+            each["maxAmountRequired"] = each["amount"]
+        return encode_header({"x402Version": 2, "accepts": challenge["accepts"]}).encode()
+
+
+def test_an_offer_as_katana_writes_it_is_paid_where_the_host_is_known(svm: SvmDevnet, tmp_path: Path) -> None:
+    """The recipient pays the fees, the seller takes the relaxed layout, and nothing tells either of it but the host."""
+    oracle = svm.accounts[0]
+    options = SvmOptions(relaxed=True)
+    rail = Solana(pay_to=oracle.address, key=oracle.secret_key, rpc=svm.rpc_url, options=options)
+    paywall = Paywall([rail], tmp_path / "payments.db")
+
+    @paywall.paid("$0.01")
+    async def goods(request: Request) -> JSONResponse:
+        return JSONResponse({"for": request.scope["x402kit"].payer})
+
+    before = svm.balance_of(oracle.address)
+    with serving(Katana(paywall.protect(Starlette(routes=[Route("/goods", goods)])))) as url:
+        settings: Any = {"svm_key": svm.accounts[1].secret_key, "svm_rpc": svm.rpc_url, "allow_insecure": True}
+        assert request(Payer(**settings), "httpx", "GET", url + "/goods").status_code == 402
+        answer = request(Payer(**settings, katana_hosts=["127.0.0.1"]), "httpx", "GET", url + "/goods")
+    assert (answer.status_code, answer.json()) == (200, {"for": svm.accounts[1].address})
+    info = payment_of(answer)
+    assert info is not None
+    assert (info.verified, info.problem) == (True, "")
+    assert svm.balance_of(oracle.address) - before == PRICE
