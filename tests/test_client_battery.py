@@ -7,6 +7,7 @@ with an SDK's retries around it, a clock that jumps by minutes, and processes th
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import random
 from collections import Counter
@@ -25,10 +26,17 @@ from x402kit.client.journal import Journal
 from x402kit.client.policy import Policy, Target
 from x402kit.client.sellers import Sellers
 from x402kit.client.steps import Answer, Ask, Body, Drop, Lost, Send, Sleep, Step, Store, Work
+from x402kit.client.svm import SolanaWallet
 from x402kit.client.wallets import Wallets
+from x402kit.model import Json
+from x402kit.networks.assets import DEFAULTS
+from x402kit.networks.svm_transaction import decode
 from x402kit.protocols import x402
+from x402kit.protocols.base58 import b58encode
 
 RUNS = 10_000
+SOLANA = DEFAULTS["solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"]
+PAY_TO = b58encode(bytes(31) + b"\x07")
 WINDOWS = (1, 6, 30, 60, 300, 3600)
 CHALLENGES = {
     seconds: Headers(
@@ -91,17 +99,24 @@ class _World:
     def send(self, step: Send) -> Answer | Lost:
         self.wait()
         if not step.headers:
-            return Answer(402, CHALLENGES[self.window])
+            return Answer(402, self.challenge())
         fault = self.random.choice(self.faults)
         if fault == "unsent":
             return Lost(OSError("no route"), sent=False)
         if "SIGN-IN-WITH-X" in step.headers:
             return self.prove(step.headers["Idempotency-Key"], fault)
-        payload = x402.decode_header(step.headers["PAYMENT-SIGNATURE"])["payload"]["authorization"]
-        self.shown.append(payload["nonce"])
-        if self.now < int(payload["validBefore"]) and not self.settled[payload["nonce"]]:
-            self.settled[payload["nonce"]] += 1
+        name, valid_before = self.read(x402.decode_header(step.headers["PAYMENT-SIGNATURE"])["payload"])
+        self.shown.append(name)
+        if self.now < valid_before and not self.settled[name]:
+            self.settled[name] += 1
         return self.answer(fault)
+
+    def challenge(self) -> Headers:
+        return CHALLENGES[self.window]
+
+    def read(self, payload: Json) -> tuple[str, float]:
+        """What a payment is called, and until when it can land."""
+        return payload["authorization"]["nonce"], int(payload["authorization"]["validBefore"])
 
     def prove(self, key: str, fault: str) -> Answer | Lost:
         """A balance: each key is charged once, and a refusal is the truth, as far as it goes."""
@@ -118,8 +133,21 @@ class _World:
         if fault == "cancel":
             raise KeyboardInterrupt
         if fault in ("402", "bare 402"):
-            return Answer(402, CHALLENGES[self.window] if fault == "402" else Headers())
+            return Answer(402, self.challenge() if fault == "402" else Headers())
         return Answer(200 if fault in ("ok", "broken") else int(fault), Headers({"x-fault": fault}))
+
+
+class _Solana(_World):
+    """The same seller, paid on Solana: its offers bring a blockhash, which lives for 150 seconds at the most."""
+
+    def challenge(self) -> Headers:
+        extra = {"feePayer": PAY_TO, "recentBlockhash": b58encode(int(self.now).to_bytes(32, "big"))}
+        offer = entry(network=SOLANA.network, asset=SOLANA.address, payTo=PAY_TO, extra=extra)
+        return Headers({x402.PAYMENT_REQUIRED: x402.encode_header({"x402Version": 2, "accepts": [offer]})})
+
+    def read(self, payload: Json) -> tuple[str, float]:
+        sent = decode(base64.b64decode(payload["transaction"]))
+        return sent.message.hex(), int.from_bytes(sent.blockhash, "big") + self.random.choice((60, 90, 150))
 
 
 def _step(step: Step, world: _World) -> Any:
@@ -181,8 +209,9 @@ def _logical_call(attempt: Callable[[], Attempt], world: _World) -> str:
     return end
 
 
-def _setup(clock: Callable[[], float], limits: Limits, mode: Balance = "off") -> Setup:
-    wallets, policy, journal = Wallets(KeyWallet(KEY)), Policy(limits), Journal()
+def _setup(clock: Callable[[], float], limits: Limits, mode: Balance = "off", solana: bool = False) -> Setup:
+    wallets = Wallets(solana=SolanaWallet(bytes(range(32)))) if solana else Wallets(KeyWallet(KEY))
+    policy, journal = Policy(limits, kinds=wallets.kinds), Journal()
     return Setup(
         wallets=wallets,
         policy=policy,
@@ -218,6 +247,33 @@ def test_M13_no_call_is_ever_paid_twice_whatever_the_seller_does() -> None:
         if end == "200":
             assert world.shown, f"seed {seed}: served without a payment"
     assert set(ends) >= {"200", "403", "404", "503", "died", "PaymentNotAccepted", "PaymentOutcomeUnknown"}
+
+
+def test_M13_no_call_on_solana_is_ever_paid_twice_whatever_the_seller_does() -> None:
+    world: _World = _Solana(0)
+    setup = _setup(lambda: world.now, Limits(per_call="$0.01"), solana=True)
+    ends: Counter[str] = Counter()
+    for seed in range(RUNS // 5):
+        world = _Solana(seed, now=world.now + 20_000)
+        target = _target(str(seed))
+        end = _logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+        ends[end] += 1
+        assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
+        assert world.settled.total() <= 1, f"seed {seed}: paid twice"
+    assert set(ends) >= {"200", "403", "404", "503", "died", "PaymentNotAccepted", "PaymentOutcomeUnknown"}
+
+
+def test_M13_on_solana_the_same_request_again_never_has_two_payments_that_can_land() -> None:
+    """The caller insists: a new one is signed only when the blockhash of the one before is dead for certain."""
+    for seed in range(300):
+        world = _Solana(seed)
+        setup = _setup(lambda: world.now, Limits(per_call="$0.01"), solana=True)  # noqa: B023  # used at once
+        for _ in range(5):
+            before = set(world.shown)
+            _logical_call(lambda: Attempt(setup, _target("same")), world)  # noqa: B023
+            assert len(set(world.shown) - before) <= 1
+            live = [row for row in setup.journal.payments(only_open=True) if row.valid_before > world.now]
+            assert len(live) <= 1
 
 
 def test_M13_a_call_from_the_balance_is_charged_once_and_never_paid_as_well() -> None:
