@@ -184,9 +184,10 @@ def test_H03_who_leaves_before_the_end_has_stated_only_the_prompt() -> None:
 
 
 def test_H03_a_usage_with_text_after_it_is_not_the_end() -> None:
-    reader = fed(chunk("", usage={"prompt_tokens": 9, "completion_tokens": 0}), chunk("Hello"))
-    assert reader.usage() is None
-    assert reader.delivered == Delivered(5, 1, Usage(9))
+    parts = [chunk("", usage={"prompt_tokens": 9, "completion_tokens": 0}), chunk("Hello")]
+    for reader in (fed(*parts), fed(b"".join(parts)), fed(b"".join(parts) + DONE)):
+        assert reader.usage() is None
+        assert reader.delivered == Delivered(5, 1, Usage(9))
 
 
 def test_a_running_usage_is_read_as_it_stands() -> None:

@@ -133,11 +133,14 @@ class EventReader(UsageReader):
         texts: list[bytes] = self._pattern.findall(whole)
         if texts:
             self._texts += len(texts)
-            self._since += len(texts)
             self._bytes += sum(map(len, texts))
         if b'"usage"' in whole and _STATED.search(whole):
             for event in whole.split(b"\n\n"):
+                # What is stated covers the text beside it, and none of the events after it.
+                self._since += len(self._pattern.findall(event)) if texts else 0
                 self._look(event)
+        else:
+            self._since += len(texts)
 
     def _check(self, whole: bytes) -> None:
         for event in whole.split(b"\n\n"):
