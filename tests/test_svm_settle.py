@@ -17,6 +17,8 @@ from tests.support.faulty_rpc import Fault, FaultyRpc, faulty_rpc
 from tests.support.svm_payments import (
     MINT,
     PRICE,
+    TOKEN_2022,
+    USDC,
     SvmSeller,
     compute,
     creation,
@@ -30,6 +32,7 @@ from tests.support.svm_payments import (
 from x402kit.devnet import SvmDevnet
 from x402kit.errors import ConfigError, PaymentRefused, PaymentUsed, RailUnavailable
 from x402kit.model import Outcome
+from x402kit.money import Asset
 from x402kit.networks import FeePolicy, FixedPrice, SvmOptions, SvmRail
 from x402kit.networks.svm_outcome import EXPIRED, FAILED, MISMATCH, Sent
 from x402kit.networks.svm_reads import Node
@@ -338,3 +341,103 @@ async def test_what_was_paid_is_found_again_by_the_chain_alone(svm: SvmDevnet) -
         assert shop.rail.rpc is not None
         scan = Scan(Node(shop.rail.rpc), shop.rail.network, str(MINT), shop.rail.pay_to, TOKEN)
         assert [each async for each in scan.since(first, str(Pubkey.default()))] == []
+
+
+async def test_the_nodes_own_words_are_understood(svm: SvmDevnet, node: FaultyRpc) -> None:
+    async with svm_seller(svm, rpc=node.url) as shop:
+        authorization = shop.authorize()
+        slot = {"context": {"slot": 1}}
+        node.faults["simulateTransaction"] = Fault(result={**slot, "value": {"err": "AlreadyProcessed"}})
+        with pytest.raises(PaymentUsed):
+            await shop.rail.verify(authorization, shop.offer)
+        node.faults["simulateTransaction"] = Fault(error={"code": -32602, "message": "could not be sanitized"})
+        with pytest.raises(PaymentRefused):
+            await shop.rail.verify(authorization, shop.offer)
+        node.faults.pop("simulateTransaction")
+        node.faults["getSignatureStatuses"] = Fault(html=502)
+        with pytest.raises(RailUnavailable):
+            await shop.rail.verify(authorization, shop.offer)
+        node.faults.clear()
+        intent, claim = await shop.prepare(authorization)
+        node.faults["sendTransaction"] = Fault(error={"code": -32602, "message": "no"}, forward=False, times=1)
+        assert (await shop.rail.send(intent)).state == "pending"
+        outcome = await shop.rail.wait(claim, 5)
+        assert outcome.state == "settled"
+        # Some nodes name no level: rooted is what has no number of confirmations.
+        for found, state in (({"confirmations": None}, "settled"), ({"confirmations": 3}, "pending")):
+            value = {"slot": outcome.block, "err": None, **found}
+            node.faults["getSignatureStatuses"] = Fault(result={"context": {"slot": 9}, "value": [value]})
+            assert (await outcome_of(shop, claim)).state == state
+        for garbage in ([{"slot": -1}], [5], "x", [{"slot": 1, "confirmationStatus": "maybe"}]):
+            node.faults["getSignatureStatuses"] = Fault(result={"context": {"slot": 9}, "value": garbage})
+            assert (await outcome_of(shop, claim)).state == "pending"
+
+
+async def test_D05_a_listed_mint_of_token_2022_is_settled(svm: SvmDevnet) -> None:
+    mint, program = str(Keypair().pubkey()), str(TOKEN_2022)
+    asset = Asset(USDC.network, mint, "TOK", 6)
+    svm.set_mint(mint, program=program)
+    pay_to = str(Keypair().pubkey())
+    for owner, amount in ((pay_to, 0), (svm.accounts[1].address, PRICE)):
+        svm.set_tokens(owner, amount, mint=mint, program=program)
+    async with svm_seller(svm, pay_to=pay_to, asset=asset, token_2022=frozenset((mint,))) as shop:
+        await shop.rail.ready()
+        keys: Any = {"mint": Pubkey.from_string(mint), "program": TOKEN_2022}
+        steps = standard(shop.payer.pubkey(), pay_to=pay_to, **keys)
+        _, outcome = await shop.settle(shop.authorize(shop.payload(steps)))
+        assert outcome.state == "settled"
+        assert shop.received() == PRICE
+
+
+async def test_the_seller_may_ask_for_a_memo(svm: SvmDevnet) -> None:
+    async with svm_seller(svm, memo="order 7") as shop:
+        assert shop.rail.extra()["memo"] == "order 7"
+        pay = [*compute(), transfer(shop.payer.pubkey(), shop.rail.pay_to)]
+        for steps, reason in (
+            ([*pay, memo("order 8")], "memo_mismatch"),
+            ([*pay, memo("order 7"), memo("order 7")], "memo_count"),
+            (pay, "memo_count"),
+        ):
+            with pytest.raises(PaymentRefused, match=reason):
+                shop.authorize(shop.payload(steps))
+        _, outcome = await shop.settle(shop.authorize(shop.payload([*pay, memo("order 7")])))
+        assert outcome.state == "settled"
+
+
+async def test_D03_the_rent_leaves_the_price_when_the_account_is_there(svm: SvmDevnet) -> None:
+    now = 1_000_000_000.0
+    options: Any = {"relaxed": True, "create_recipient": True, "clock": lambda: now}
+    async with svm_seller(svm, account=False, fees=FeePolicy(SOL, margin_percent=0), **options) as shop:
+        dear = shop.rail.surcharge()
+        svm.set_tokens(shop.rail.pay_to, 0)
+        meter = shop.rail._meter  # pyright: ignore[reportPrivateUsage]  # instead of five minutes
+        assert meter is not None
+        now += 300
+        await meter.refresh()
+        assert shop.rail.surcharges() == (shop.rail.surcharge(), dear)
+        assert shop.rail.surcharge() < dear
+        assert "createRecipientAccount" not in shop.rail.extra()
+        steps = [creation(shop.fee_payer, shop.rail.pay_to), transfer(shop.payer.pubkey(), shop.rail.pay_to)]
+        payload = shop.payload(steps)
+        # Whoever was quoted the rent may still create, for as long as that challenge lives.
+        shop.rail.check(shop.parse(payload), shop.offer, int(now))
+        with pytest.raises(PaymentRefused, match="create_ata"):
+            shop.rail.check(shop.parse(payload), shop.offer, int(now) + 400)
+
+
+async def test_J05_a_scan_that_can_not_be_read_says_so(svm: SvmDevnet, node: FaultyRpc) -> None:
+    async with svm_seller(svm, rpc=node.url) as shop:
+        await shop.settle(shop.authorize())
+        for method in ("getSignaturesForAddress", "getTransaction"):
+            node.faults[method] = Fault(html=502)
+            with pytest.raises(RailUnavailable):
+                assert [each async for each in shop.rail.settled_since(0)] == []
+            node.faults[method] = Fault(text="{")
+            with pytest.raises(RailUnavailable):
+                assert [each async for each in shop.rail.settled_since(0)] == []
+            del node.faults[method]
+        node.faults["getTransaction"] = Fault(change=lambda found: {**found, "transaction": ["AAAA", "base64"]})
+        assert [each async for each in shop.rail.settled_since(0)] == []
+        node.faults["getSlot"] = Fault(html=502)
+        with pytest.raises(RailUnavailable):
+            await shop.rail.head_block()
