@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 from ..errors import ConfigError, RailUnavailable
 from .files import boot_id, lock_memory, refuse_network_file_system
@@ -55,7 +55,7 @@ class SQLiteFile:
         self._next_beat = 0
         self._writer: Worker | None = None
         self._reader: Worker | None = None
-        self._memory_lock: object = None
+        self._memory_lock: IO[bytes] | None = None
 
     @property
     def lease_seconds(self) -> float:
