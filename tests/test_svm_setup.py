@@ -263,6 +263,19 @@ async def test_a_rail_without_a_node_or_wallet_settles_nothing() -> None:
     await rail.close()
 
 
+async def test_a_rail_that_was_closed_can_be_started_again(svm: SvmDevnet) -> None:
+    async with svm_seller(svm, fees=FeePolicy(FixedPrice("150.00")), hint_seconds=0.05) as shop:
+        first = shop.rail.hints()
+        await shop.rail.close()
+        await asyncio.sleep(0.2)
+        assert shop.rail.hints() == {}  # nobody looks any more, and what was seen is too old
+        await shop.rail.start()
+        assert set(shop.rail.hints()) == set(first)
+        seen = [shop.rail.hints() for _ in range(20) if await asyncio.sleep(0.05, True)]
+        assert any(each not in ({}, first) for each in seen)
+        await shop.rail.ready()
+
+
 async def test_for_another_recipient_the_account_must_be_there(svm: SvmDevnet) -> None:
     async with svm_seller(svm) as shop:
         other = str(Keypair().pubkey())

@@ -215,21 +215,19 @@ class SvmRail:
             return
         readiness = self._ready_for(self._node)
         await readiness.start()
-        if self._options.hint_seconds and self._hints is None:
-            self._hints = Hints(self._node, self._options.hint_seconds)
+        if self._options.hint_seconds:
+            self._hints = self._hints or Hints(self._node, self._options.hint_seconds)
             await self._hints.start()
-        if self._fee_policy is not None and self._meter is None:
-            policy, creates = self._fee_policy, self._options.create_recipient
-            self._fees = Fees(policy, self._node, readiness, self.asset, self._program, creates=creates)
-            self._meter = Meter(
-                self.network,
-                self._cost,
-                window_seconds=policy.window_seconds,
-                stale_seconds=policy.stale_seconds,
-                clock=self._options.clock,
-            )
+        if self._fee_policy is not None:
+            self._meter = self._meter or self._new_meter(self._fee_policy, self._node, readiness)
             await self._meter.refresh()
             self._meter.start()
+
+    def _new_meter(self, policy: FeePolicy, node: Node, readiness: Readiness) -> Meter:
+        creates = self._options.create_recipient
+        self._fees = Fees(policy, node, readiness, self.asset, self._program, creates=creates)
+        windows = {"window_seconds": policy.window_seconds, "stale_seconds": policy.stale_seconds}
+        return Meter(self.network, self._cost, clock=self._options.clock, **windows)
 
     async def _cost(self) -> int:
         assert self._fees is not None
