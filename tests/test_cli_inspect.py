@@ -110,7 +110,7 @@ def test_faults_of_a_challenge(value: Json, expected: list[str]) -> None:
         (challenge(with_extra(assetTransferMethod="permit2")), {"method_other"}),
         (challenge(entry(maxTimeoutSeconds=86_400)), {"timeout_long"}),
         (challenge(entry(), resource=None), {"resource_missing"}),
-        (challenge(entry(network="solana:x", asset="mint", payTo="you")), {"not_examined"}),
+        (challenge(entry(network="cosmos:x", asset="mint", payTo="you")), {"not_examined"}),
         (
             challenge(entry(network=SEPOLIA.network, asset=SEPOLIA.address, extra={"name": "USDC", "version": "2"})),
             {"testnet"},

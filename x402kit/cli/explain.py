@@ -8,6 +8,7 @@ from ..model import VALID_FOR_MAX, VALID_FOR_MIN, Json, PaymentRequirements
 from ..money import Asset, parse_units
 from ..networks.assets import DEFAULTS, TESTNETS, find_asset
 from ..protocols import x402
+from .explain_svm import known_asset, look_at_offer
 from .report import Report, amount_text, network_text
 
 __all__ = ["explain_challenge", "explain_receipt"]
@@ -76,6 +77,11 @@ def _terms(what: str, offer: PaymentRequirements, report: Report) -> None:
 
 
 def _asset(what: str, offer: PaymentRequirements, report: Report) -> None:
+    if offer.network.startswith("solana:"):
+        found = known_asset(what, offer, report)
+        if found is not None:
+            _extra(what, offer, found, report)
+        return
     if not offer.network.startswith("eip155:"):
         report.note("not_examined", f"{what}: offers on {offer.network} are not examined further")
         return
@@ -98,9 +104,8 @@ def _asset(what: str, offer: PaymentRequirements, report: Report) -> None:
 def _extra(what: str, offer: PaymentRequirements, asset: Asset, report: Report) -> None:
     extra = dict(offer.extra)
     missing = [key for key in ("name", "version") if not extra.get(key)]
-    if not offer.network.startswith("eip155:"):
-        if not extra.get("feePayer"):
-            report.problem("fee_payer_missing", f"{what}: no extra.feePayer: standard clients can't build the payment")
+    if offer.network.startswith("solana:"):
+        look_at_offer(what, offer, report)
     elif missing:
         detail = f"{what}: no extra.{' and extra.'.join(missing)}: standard clients can't sign; it is"
         report.problem("domain_missing", f"{detail} {asset.name!r}, version {asset.version!r}")

@@ -13,6 +13,7 @@ from ..money import Asset
 from ..networks import evm
 from ..networks.assets import DEFAULTS, default_asset, find_asset
 from ..protocols import x402
+from .explain_svm import explain_solana_payment
 from .report import Report, amount_text, network_text
 
 __all__ = ["explain_payment"]
@@ -30,8 +31,11 @@ def explain_payment(obj: Json, report: Report, now: int) -> None:
     report.network("the payment", payment.network)
     if offer is None and payment.x402_version == 2:
         report.note("accepted_missing", "version 2 without the accepted offer: v1's shape; some dialects send it")
+    if payment.scheme == "exact" and payment.network.startswith("solana:"):
+        explain_solana_payment(payment, report)
+        return
     if payment.scheme != "exact" or "authorization" not in payment.payload or not payment.network.startswith("eip155:"):
-        report.note("not_examined", "only payments of scheme exact by EIP-3009 are examined further")
+        report.note("not_examined", "only payments of scheme exact, by EIP-3009 or on Solana, are examined further")
         return
     asset = _asset(payment, report)
     if offer is not None:
