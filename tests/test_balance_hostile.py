@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from tests.support.asking import make_scope
 from tests.support.rails import USDC, OfflineRail
-from tests.support.till import opened, part, stream, usage
+from tests.support.till import FIXED, WAYS, Ended, Way, opened, part, stream, usage
 from x402kit.asgi.wallet_price import TopUp
 from x402kit.ledger.port import Store
 from x402kit.model import Account, Hold
@@ -43,6 +44,33 @@ async def test_H02_who_leaves_before_a_payment_is_settled_leaves_it_unused(tmp_p
         assert (await call).status == 0
         claim = await till.claim(payment)
         assert (claim.state, claim.spent, till.rail.settled) == ("failed", 0, 0)
+
+
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[2]], ids=str)
+async def test_H06_K02_who_has_the_answer_and_holds_back_its_request_has_left(tmp_path: Path, way: Way) -> None:
+    """An app may answer before it has read all of the body; what stalls then is its caller, who pays."""
+    async with opened(str(tmp_path / "payments.db"), route={"stall_seconds": 0.1}) as till:
+        await till.credit(100_000)
+
+        async def early(scope: Scope, receive: Receive, send: Send) -> None:
+            await stream(send, b"goods")
+            while (await receive()).get("more_body"):
+                pass
+
+        till.playing.app = early
+        headers = {**await till.credentials(way), "Content-Length": "10"}
+        asked: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}]
+        given: list[bytes] = []
+
+        async def receive() -> Message:
+            return asked.pop() if asked else await asyncio.Future()
+
+        async def send(message: Message) -> None:
+            given.append(message.get("body", b""))
+
+        await till.app(make_scope("POST", way.path, headers), receive, send)
+        assert b"goods" in given
+        assert await till.ended(way) == Ended(FIXED, 0, False)
 
 
 @pytest.mark.parametrize("header", [True, False])

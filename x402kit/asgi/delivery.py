@@ -200,12 +200,13 @@ class Delivery:
             headers[at] = (b"content-length", str(length).encode())
 
     def _silent(self) -> None:
-        """Nothing was given for too long: by the handler, or because its caller does not read (then that one left)."""
+        """Nothing was given for too long: by the handler, or its caller neither reads nor sends (that one left)."""
         assert self._watch is not None
-        if self._sending:
+        waits = self._reading and not self._request.whole
+        if self._sending or (waits and self.started):
             self._leave()
-        elif self._reading and not self._request.whole:
-            self.failure = RequestTimeout()  # it is the request's body that does not come (K02)
+        elif waits:  # it is the request's body that does not come (K02)
+            self.failure = RequestTimeout()
         self._watch.cut(End.LEFT_MIDWAY if self.left else End.STALLED)
 
     def _end(self) -> None:
@@ -238,8 +239,7 @@ class Delivery:
             raise self._lost
 
     @property
-    def _runs_on(self) -> bool:
-        """Whether something is still wanted of an answer whose caller has left: its copy, or its usage."""
+    def _runs_on(self) -> bool:  # whether its copy or its usage is still wanted when its caller has left
         return self._kept is not None or self._metering.active
 
     def _gone(self) -> None:
@@ -418,14 +418,12 @@ class Delivery:
         return End.FAILED_MIDWAY if failed else End.CUT
 
     def _is_due(self, end: End) -> bool:
-        """Whether an answer that did not reach its end is charged for. One that a caller left is served, whatever it
-        costs: what has begun to go out is not given again. With ``settle="after"`` nothing has gone out yet.
+        """Whether an answer that broke off is charged for. One that a caller left is served, whatever it costs: what
+        went out is not given again. With ``settle="after"`` nothing has gone out yet.
         """
-        if self._after:
-            return False
         if self._charged and self.started and (self.left or self._metering.paid.job_seconds is not None):
             return True
-        return (self.started or end is End.LEFT_BEFORE) and bool(self._metering.cost(end))
+        return (self.started or (end is End.LEFT_BEFORE and not self._after)) and bool(self._metering.cost(end))
 
     def cut(self) -> None:
         """The server stops: end the run, where it can be ended."""
