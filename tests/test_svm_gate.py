@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from solders.keypair import Keypair
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from tests.support.faulty_rpc import Fault, faulty_rpc
 from tests.support.svm_payments import NETWORK, PAY_TO
 from tests.support.svm_rails import Till, evm_till, svm_till
 from x402kit import Paywall
@@ -23,6 +26,7 @@ from x402kit.model import Json
 from x402kit.protocols.x402 import decode_header, encode_header
 
 PRICE = 10_000
+SELLER = str(Keypair.from_seed(b"a seller that is started twice .").pubkey())
 ELSEWHERE = {"eip155:8453": "0x00000000000000000000000000000000C0FfeE00", NETWORK: PAY_TO}
 
 
@@ -34,10 +38,11 @@ def till(request: pytest.FixtureRequest, chain: EvmDevnet, svm: SvmDevnet) -> Ti
 class Shop:
     """One paywall on one or more rails, asked in process."""
 
-    def __init__(self, tills: list[Till], place: Path) -> None:
+    def __init__(self, tills: list[Till], place: Path, **settings: Any) -> None:
         self.runs: list[str] = []
         self.ledger = place / "payments.db"
-        self.paywall = Paywall([till.rail for till in tills], self.ledger, origin="https://shop.example.com")
+        rails = [till.rail for till in tills]
+        self.paywall = Paywall(rails, self.ledger, origin="https://shop.example.com", **settings)
         self.app = self.paywall.protect(Starlette(routes=self._routes()))
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app, raise_app_exceptions=False), base_url="https://shop.example.com"
@@ -176,6 +181,48 @@ async def test_C08_another_process_knows_what_was_paid(till: Till, shop: Shop, t
         await later.http.aclose()
         await later.paywall.stop()
     assert till.received() == PRICE
+
+
+LOST = {"base": "eth_sendRawTransaction", "solana": "sendTransaction"}
+
+
+@pytest.mark.parametrize("name", ["base", "solana"])
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_I02_J01_a_lost_broadcast_is_unknown_and_another_process_finds_the_truth(
+    chain: EvmDevnet, svm: SvmDevnet, tmp_path: Path, name: str, arrived: bool
+) -> None:
+    def till_at(rpc: str = "") -> Till:
+        return evm_till(chain, rpc=rpc) if name == "base" else svm_till(svm, rpc=rpc, pay_to=SELLER)
+
+    seen = "eth_getTransactionReceipt" if name == "base" else "getSignatureStatuses"
+    svm.set_tokens(SELLER, 0)
+    async with faulty_rpc(chain.rpc_url if name == "base" else svm.rpc_url) as node:
+        first = Shop([till_at(node.url)], tmp_path, settle_seconds=0.3)
+        await first.paywall.start()
+        till = till_at(node.url)
+        entry = await first.entry(till.network)
+        payload = till.pay(entry)
+        node.faults[LOST[name]] = Fault(forward=arrived, html=502)
+        verified = node.seen[seen]
+        node.faults[seen] = Fault(html=502, when=lambda params: node.seen[LOST[name]] > 0)
+        answer = await first.show(entry, payload)
+        assert (answer.status_code, answer.headers["payment-outcome"]) == (504, "unknown")
+        assert node.seen[seen] > verified
+        await first.http.aclose()
+        await first.paywall.stop()
+    later = Shop([till_at()], tmp_path)
+    await later.paywall.start()
+    try:
+        end = time.monotonic() + 10
+        while (answer := await later.show(entry, payload)).status_code != 200:
+            assert answer.status_code in (409, 504)
+            assert time.monotonic() < end
+            await asyncio.sleep(0.1)
+        assert later.runs == [till.payer]
+        assert till.received() == PRICE
+    finally:
+        await later.http.aclose()
+        await later.paywall.stop()
 
 
 async def test_an_offer_holds_a_blockhash_that_binds_nobody(svm: SvmDevnet, tmp_path: Path) -> None:

@@ -47,10 +47,11 @@ def evm_till(chain: EvmDevnet, *, rpc: str = "", **settings: Any) -> Till:
     return Till(network, rail, pay, lambda: chain.balance_of(pay_to) - before, chain.accounts[1].address)
 
 
-def svm_till(chain: SvmDevnet, *, rpc: str = "", **settings: Any) -> Till:
-    """Paid to a fresh wallet that has a token account."""
-    to = str(Keypair().pubkey())
-    chain.set_tokens(to, 0)
+def svm_till(chain: SvmDevnet, *, rpc: str = "", pay_to: str = "", **settings: Any) -> Till:
+    """Paid to a fresh wallet that has a token account, or to one that must have it already."""
+    to = pay_to or str(Keypair().pubkey())
+    if not pay_to:
+        chain.set_tokens(to, 0)
     rail = Solana(pay_to=to, key=chain.accounts[0].secret_key, rpc=rpc or chain.rpc_url, **settings)
     payer = keypair(chain.accounts[1])
 
