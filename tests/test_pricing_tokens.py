@@ -188,6 +188,25 @@ async def test_an_image_costs_its_bound_and_its_bytes_are_not_text() -> None:
     assert "image_url" in await refusal(Tokens(input="$1/M", per_part={"audio": 5}), body)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"max_tokens": 1, "MAX_TOKENS": 16_000},
+        {"Max_Tokens": 16_000},
+        {"max_to\u212aens": 16_000},
+        {"N": 9},
+        {"model": "small", "Model": "large"},
+        {"Previous_Response_Id": "resp_1"},
+        {"messages": [{"role": "user", "content": [{"type": "text", "Type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "user", "content": "a", "Content": [{"type": "image_url"}]}]},
+    ],
+)
+async def test_A12_a_name_in_other_letters_is_no_way_around_its_price(body: dict[str, Any]) -> None:
+    """Servers written in Go take them for the same, and the last one counts."""
+    assert "spelling" in await refusal(Tokens(input="$1/M", per_part=1), {"messages": [], **body})
+    assert (await quote(Tokens(input="$1/M"), {"messages": [], "topK": 3, "X": 1})).meter
+
+
 @pytest.mark.parametrize("named", [{"type": "image"}, {"type": "image_url", "image_url": {"url": "https://a/b"}}])
 async def test_E04_a_message_that_says_it_is_an_image_is_counted_as_text_too(named: dict[str, Any]) -> None:
     price = Tokens(input="$1/token", max_output=0, per_part=1500)

@@ -64,6 +64,13 @@ async def test_a_size_without_a_price_is_refused(size: Any) -> None:
     assert await refusal(IMAGES, {"size": size}) == "size must be one of 512x512, 1024x1024"
 
 
+@pytest.mark.parametrize("body", [{"Size": "b"}, {"size": "a", "SIZE": "b"}, {"N": 9}])
+async def test_A12_a_size_or_count_in_other_letters_is_no_way_around_its_price(body: dict[str, Any]) -> None:
+    price = PerImage(sizes={"a": "$0.01", "b": "$1"}, default="a")
+    assert "spelling" in await refusal(price, body)
+    assert "spelling" in await refusal(PerSecond(rate="$1", max_seconds=60, default=1), {"Seconds": 60})
+
+
 async def test_without_a_default_the_body_names_the_size() -> None:
     assert "size must be one of" in await refusal(PerImage(sizes={"1x1": "$1"}), {})
 

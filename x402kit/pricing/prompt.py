@@ -26,15 +26,29 @@ _TEXT: Final = {
 }
 _MEDIA: Final = {"image_url", "input_image", "image", "input_audio", "audio", "video_url", "input_video", "video"}
 """Parts that hold no text, so that their bytes are not tokens of it. A file may hold text."""
+_READ: Final = frozenset((*OUTPUT_NAMES, *_ELSEWHERE, "model", "messages", "input", "system", "prompt", "n", "best_of"))
+_PART: Final = frozenset(("type", "role", "content", "output", "audio"))
 _PLAIN: Final = {"type", "text", "content", "output", "refusal", "cache_control", "role"}
 
 
-def body_of(call: Call) -> dict[str, Any]:
-    """The body, which must be a JSON object: else ``BadRequest``."""
+def body_of(call: Call, *names: str) -> dict[str, Any]:
+    """The body: a JSON object that spells what its price reads, ``names`` too, as we do. Else ``BadRequest``."""
     body = call.json
     if not isinstance(body, dict):
         raise BadRequest("invalid_request", detail="the body is no JSON object")
-    return cast("dict[str, Any]", body)
+    body = cast("dict[str, Any]", body)
+    _check_spelling(body, _READ.union(names))
+    return body
+
+
+def _check_spelling(item: Mapping[str, Any], names: frozenset[str]) -> None:
+    """There are servers that read ``Max_Tokens`` as ``max_tokens``, and take the last of both (A12)."""
+    if item.keys() <= names:
+        return
+    known = {name.casefold() for name in names}
+    for name in item:
+        if name not in names and name.casefold() in known:
+            raise BadRequest("invalid_request", detail=f"{name[:40]!r} is another name's spelling")
 
 
 def prompt_bytes(call: Call, body: Mapping[str, Any], per_part: int | Mapping[str, int] | None) -> tuple[int, int]:
@@ -75,6 +89,7 @@ def parts(body: Mapping[str, Any]) -> list[tuple[str, int]]:
             waiting += [(each, outer) for each in cast("list[object]", item)]
         elif isinstance(item, dict):
             item = cast("dict[str, Any]", item)
+            _check_spelling(item, _PART)
             is_message = outer and "role" in item
             kind = _kind(item, is_message)
             if kind not in _TEXT:

@@ -63,7 +63,7 @@ class PerImage:
             raise ConfigError("max_count is a whole number from 1")
 
     async def quote(self, call: Call) -> Quote:
-        body = body_of(call)
+        body = body_of(call, *self.by, self.count)
         standard = self.default.split("/") if self.default is not None else [""] * len(self.by)
         named = [body.get(name) for name in self.by]
         size = "/".join(str(other if name is None else name) for name, other in zip(named, standard, strict=True))
@@ -106,7 +106,7 @@ class PerSecond:
                 raise ConfigError("max_seconds and default are whole numbers from 1, default the smaller one")
 
     async def quote(self, call: Call) -> Quote:
-        stated = body_of(call).get(self.field)
+        stated = body_of(call, self.field).get(self.field)
         if stated is None:
             stated = self.max_seconds if self.default is None else self.default
         count = _milliseconds(stated)
