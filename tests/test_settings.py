@@ -21,6 +21,7 @@ DEVNET = {"X402KIT_ENV": "devnet", **EVM}
 MAINNET = {
     **EVM,
     "X402KIT_ENV": "mainnet",
+    "X402KIT_SERVICE": "example-api",
     "X402KIT_ORIGIN": "https://api.example.com",
     "X402KIT_EVM_RPC_URL": "https://node.example.com/v1?token=abc",
 }
@@ -70,6 +71,7 @@ def test_L07_each_environment_has_its_network() -> None:
         ({**DEVNET, "X402KIT_LEDGER": "mysql://db/x"}, "X402KIT_LEDGER"),
         ({**DEVNET, "X402KIT_SVM_KEY": "x"}, "X402KIT_SVM"),
         ({**EVM, "X402KIT_EVM_NETWORK": "eip155:8453"}, "X402KIT_EVM_NETWORK: eip155:8453 .*testnet"),
+        ({**MAINNET, "X402KIT_SERVICE": ""}, "X402KIT_SERVICE: mainnet needs a name of your own"),
         ({**MAINNET, "X402KIT_EVM_NETWORK": "eip155:84532"}, "X402KIT_EVM_NETWORK: eip155:84532 .*mainnet"),
         ({**MAINNET, "X402KIT_ORIGIN": ""}, "X402KIT_ORIGIN"),
         ({**MAINNET, "X402KIT_ORIGIN": "http://api.example.com"}, "X402KIT_ORIGIN"),

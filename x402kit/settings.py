@@ -6,7 +6,7 @@
 | X402KIT_ORIGIN | the public origin, ``https://api.example.com``; payments are bound to it | required on mainnet |
 | X402KIT_LEDGER | a file's path, or ``postgresql://…`` | ``payments.db`` |
 | X402KIT_SECRET | signs quotes, 16 characters or more | the ledger makes its own |
-| X402KIT_SERVICE | the name that stands in wallet proofs | ``x402kit`` |
+| X402KIT_SERVICE | the name that stands in wallet proofs | ``x402kit``; required on mainnet |
 | X402KIT_EVM_RPC_URL | a node's address | the EVM rail is off, if none of the four is set |
 | X402KIT_EVM_PAY_TO | who is paid, 0x… | |
 | X402KIT_EVM_KEY | the settlement wallet's private key; it pays the gas | |
@@ -41,6 +41,7 @@ Environment = Literal["devnet", "testnet", "mainnet"]
 _PREFIX: Final = "X402KIT_"
 _SOLANA: Final = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
 _SOLANA_DEVNET: Final = "solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1"
+DEFAULT_SERVICE: Final = "x402kit"
 _DEFAULT_NETWORKS: Final = {
     "evm": {"devnet": "eip155:8453", "testnet": "eip155:84532", "mainnet": "eip155:8453"},
     "svm": {"devnet": _SOLANA, "testnet": _SOLANA_DEVNET, "mainnet": _SOLANA},
@@ -90,7 +91,7 @@ class Settings(BaseModel):
     origin: str = ""
     ledger: str = Field("payments.db", min_length=1, repr=False)  # it may hold a password (I11)
     secret: SecretStr | None = None
-    service: str = Field("x402kit", min_length=1, max_length=64)
+    service: str = Field(DEFAULT_SERVICE, min_length=1, max_length=64)
     evm: EvmSettings | None = None
     svm: SvmSettings | None = None
 
@@ -118,6 +119,9 @@ class Settings(BaseModel):
             raise ValueError("X402KIT_LEDGER: a file's path, or postgresql://…")
         if self.env == "mainnet" and urlsplit(self.origin).scheme != "https":
             raise ValueError("X402KIT_ORIGIN: mainnet needs the public origin, https://…")
+        if self.env == "mainnet" and self.service == DEFAULT_SERVICE:
+            # A proof of Katana's kind names who it is for by this word alone (F02): two sellers must not share it.
+            raise ValueError("X402KIT_SERVICE: mainnet needs a name of your own")
         if self.evm is not None:
             self._check_network("EVM", self.evm.network, self.evm.rpc_url)
         if self.svm is not None:

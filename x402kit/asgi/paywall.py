@@ -83,6 +83,9 @@ class Paywall:
             raise ConfigError("a paywall needs at least one rail to be paid on")
         if len({rail.network in TESTNETS for rail in accepts}) > 1:
             raise ConfigError("a paywall takes real money or test money, not both (L07)")
+        if len({(rail.network, rail.asset.address) for rail in accepts}) > len({rail.network for rail in accepts}):
+            # What a payment leaves over must be where its payer's proof finds it.
+            raise ConfigError("a paywall takes one asset on each network: balances are kept in it")
         self.rails = tuple(accepts)
         self.store = store_of(ledger)
         self.origin = _origin(origin)
