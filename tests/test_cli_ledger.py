@@ -15,7 +15,7 @@ import pytest
 from tests.support.commands import Result, on_terminal, run
 from tests.support.postgres import query
 from x402kit.cli import main
-from x402kit.errors import RailUnavailable
+from x402kit.errors import ConfigError, RailUnavailable
 from x402kit.ledger.open import store_of
 from x402kit.ledger.port import Store
 from x402kit.ledger.sqlite import SQLiteStore
@@ -210,6 +210,18 @@ def test_an_account_that_is_not_there(books: Books, ledger: Ledger) -> None:
         done = ledger("statement", name, books.place)
         assert (done.status, json.loads(done.out)) == (1, {"accounts": []})
         assert f"nothing is in the books of {name}" in done.err
+
+
+@pytest.mark.parametrize("place", ["mysql://seller:word@db/shop", "sqlite:///payments.db", "postgresq://db/shop"])
+def test_a_mistyped_address_is_no_file_and_is_not_shown(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["ledger", "verify", place]) == 2
+    assert "word" not in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="postgresql://"):
+        store_of(place)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_ledger_comes_from_the_environment_too(books: Books, tmp_path: Path) -> None:

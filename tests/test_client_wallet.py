@@ -248,6 +248,10 @@ def test_katanas_and_venices_ways_to_say_it_are_understood() -> None:
         (Reply(402, b'{"x402Version":2,"error":"sign_in_required"}'), "answered 402: sign_in_required"),
         (Reply(403, b'{"title":"wallet-mismatch","reason":"not\\u0007yours"}'), "403: wallet-mismatch: notyours"),
         (Reply(400, b'{"error":"AMOUNT_TOO_LOW","message":"at least $5"}'), "AMOUNT_TOO_LOW: at least"),
+        (
+            Reply(400, b'{"title":"bad-request","reason":"amount_out_of_range","detail":"from $1"}'),
+            "out_of_range (from $1)",
+        ),
         (Reply(500, b""), "answered 500: it gave no reason"),
     ],
 )

@@ -246,7 +246,9 @@ def _refused(reply: Reply, said: Json) -> WalletServiceError:
     code = _text(said, "title") or _text(said, "code") or _text(said, "error")
     reason = _text(said, "reason") or _text(said, "message")
     told = f"{code}: {reason}" if code and reason else code or reason or "it gave no reason that can be read"
-    plain = "".join(char for char in told[:200] if char.isprintable())
+    detail = _text(said, "detail")
+    told = f"{told} ({detail})" if detail else told
+    plain = "".join(char for char in told[:300] if char.isprintable())
     text = f"the wallet service answered {reply.status}: {plain}"
     return WalletServiceError(text, status=reply.status, code=code, reason=reason)
 

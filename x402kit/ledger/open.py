@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TypeVar
 
+from ..errors import ConfigError
 from .port import Store
 
 __all__ = ["store_of"]
@@ -20,7 +21,10 @@ def store_of(ledger: str | os.PathLike[str] | S) -> Store | S:
     if not isinstance(ledger, str | os.PathLike):
         return ledger
     path: str = os.fspath(ledger)  # pyright: ignore[reportUnknownArgumentType]  # a path of text, by its type
-    if path.partition("://")[0] in ("postgres", "postgresql"):
+    scheme, is_address, _ = path.partition("://")
+    if is_address:
+        if scheme not in ("postgres", "postgresql"):
+            raise ConfigError("a ledger is a file's path or postgresql://…")  # it may hold a password (I11)
         from .postgres import PostgresStore
 
         return PostgresStore(path)

@@ -164,7 +164,8 @@ class Models(Mapping[str, Price]):
         name = body_of(call).get("model")
         price = self._prices.get(name) if isinstance(name, str) else None
         if price is None:
-            raise BadRequest("unknown_model", detail=f"there is no price for the model {str(name)[:80]!r}")
+            why = f"there is no price for the model {name[:80]!r}" if isinstance(name, str) else "model must be a text"
+            raise BadRequest("unknown_model", detail=why)
         return await price.quote(call)
 
     def public(self) -> dict[str, Any]:
