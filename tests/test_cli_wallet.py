@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import PlainTextResponse
 
 from tests.support.clients import ADDRESS, KEY
 from tests.support.commands import Result, on_terminal, run
@@ -135,6 +136,15 @@ def test_4_a_top_up_above_the_days_cap(shop: PrepaidShop, command: Command) -> N
     done = command("wallet", shop.wallet, "top-up", "1.00", "--max-per-day", "0.50")
     assert (done.status, json.loads(done.err)["error"]) == (4, "too_dear")
     assert "--max-per-day" in json.loads(done.err)["message"]
+
+
+def test_5_a_call_that_is_still_under_way_is_open(shop: PrepaidShop, command: Command) -> None:
+    busy = PlainTextResponse("busy", 409, {"retry-after": "0"})
+    assert command("wallet", shop.wallet, "top-up", "1.00").status == 0
+    shop.faults["/goods"] = [busy, busy, busy]
+    done = command("pay", shop.url + "/goods", "--balance", "only")
+    assert (done.status, json.loads(done.err)["error"]) == (5, "outcome_unknown")
+    assert json.loads(command("pay", shop.url + "/goods", "--balance", "only").err)["balance"] == "990000"
 
 
 def test_5_an_unknown_outcome_and_the_same_command_goes_on(shop: PrepaidShop, command: Command) -> None:

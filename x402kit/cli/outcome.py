@@ -21,7 +21,7 @@ from ..client import (
 from .output import error, plain, write_json
 from .status import ERROR, REFUSED, TOO_DEAR, UNKNOWN
 
-__all__ = ["AGAIN", "OPEN", "failed", "open_reference", "say", "state_of"]
+__all__ = ["AGAIN", "OPEN", "failed", "open_call", "open_reference", "say", "state_of"]
 
 OPEN: Final = ("signed", "sent", "unknown", "cooling")
 """States of the journal in which the same command goes on with the same payment or call."""
@@ -70,6 +70,15 @@ def open_reference(payer: Payer, fault: BaseException) -> str:
     told = " ".join([getattr(fault, "reference", ""), *getattr(fault, "__notes__", ())])
     rows: list[Payment | BalanceCall] = [*payer.payments(only_open=True), *payer.balance_calls(only_open=True)]
     return next((row.reference for row in rows if row.state in OPEN and row.reference in told), "")
+
+
+def open_call(payer: Payer, answer: httpx.Response) -> str:
+    """The call from a balance that an answer without a receipt has left open."""
+    asked, reason = answer.request, f"status {answer.status_code}"
+    rows = (
+        row for row in payer.balance_calls(only_open=True) if (row.method, row.url) == (asked.method, str(asked.url))
+    )
+    return next((row.reference for row in rows if row.reason == reason), "")
 
 
 def state_of(payer: Payer, reference: str) -> str:

@@ -14,7 +14,7 @@ import httpx
 from ..client import Payer, PayerError, PaymentInfo, payment_of
 from ..model import Json
 from .keys import add_keys, dollars, journal_path, limits_of, read_wallets
-from .outcome import AGAIN, OPEN, failed, open_reference, say, state_of
+from .outcome import AGAIN, OPEN, failed, open_call, open_reference, say, state_of
 from .output import error, plain, write_json
 from .report import amount_text, network_text
 from .request import add_request, body_of, headers_of, method_of
@@ -115,15 +115,19 @@ def _exchange(payer: Payer, arguments: argparse.Namespace, words: bool) -> int:
         if last and not last.endswith(b"\n") and out.isatty():
             out.write(b"\n")
             out.flush()
-    return _status(payer, answer.status_code, payment_of(answer), words)
+    return _status(payer, answer, words)
 
 
-def _status(payer: Payer, status: int, info: PaymentInfo | None, words: bool) -> int:
+def _status(payer: Payer, answer: httpx.Response, words: bool) -> int:
     """What the journal knows of the payment decides; the answer's status does where there was none."""
+    status, info = answer.status_code, payment_of(answer)
     if info is None:
         if status == 402:
             say(words, "not_payable", "402, and no offer in it that this payer can pay; x402kit inspect says more", "")
             return REFUSED
+        if status >= 400 and (reference := open_call(payer, answer)):
+            say(words, "outcome_unknown", f"status {status}, and the call is open; {AGAIN}", reference)
+            return UNKNOWN
         return OK if status < 400 else ERROR
     state = state_of(payer, info.reference)
     if state in OPEN:
