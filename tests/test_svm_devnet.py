@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 from solders.keypair import Keypair
@@ -33,3 +34,12 @@ def test_the_devnet_has_usdc_and_funded_accounts() -> None:
     assert not chain.running
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_it_goes_on_after_more_blocks_than_its_queue_holds() -> None:
+    """The runtime tells of every block in a queue of a thousand places, and waits where nobody takes them out."""
+    with SvmDevnet(slot_ms=2) as chain:
+        deadline = time.monotonic() + 30
+        while (slot := chain.rpc("getSlot")) < 2500 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert slot >= 2500

@@ -25,11 +25,12 @@ NETWORK: Final = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
 TOKEN_PROGRAM: Final = "TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA"
 _SYSTEM_PROGRAM: Final = "1" * 32
 
+# Its queue holds a thousand events, one for each block at least; undrained, it is full then, and the node stops.
 _START: Final = """
 const { Surfnet } = require(process.argv[1])
 const net = Surfnet.startWithConfig(JSON.parse(process.argv[2]))
 console.log(JSON.stringify({ rpc_url: net.rpcUrl, ws_url: net.wsUrl }))
-setInterval(() => {}, 1 << 30)
+setInterval(() => net.drainEvents(), 50)
 """
 _PAYER_FUNDS: Final = 1_000_000_000  # 1 000 USDC, atomic units
 _OTHER_FUNDS: Final = 10_000_000  # 10 USDC
