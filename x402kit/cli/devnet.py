@@ -103,6 +103,8 @@ def _show(evm: EvmDevnet, svm: SvmDevnet | None) -> None:
         print(f"  export {line}")
     print("For a payer, in another shell:")
     print(f"  export X402KIT_EVM_KEY={payer.private_key}")
+    if svm is not None:
+        print(f"  export X402KIT_SVM_KEY={svm.accounts[1].secret_key}")
     print(f"\n{dim('The keys are public and worth nothing. Ctrl-C stops the chains.')}", flush=True)
 
 
