@@ -14,7 +14,6 @@ from starlette.requests import Request
 from ..errors import BadRequest, InsufficientBalance, PaymentRefused, ServerError
 from ..model import Balance, Claim, Entry, Json
 from ..money import Asset, format_units
-from ..networks.evm import checksum
 from ..paywall.challenge import Challenge
 from ..protocols.encoding import dump_json
 from . import answers
@@ -40,7 +39,11 @@ class Where(NamedTuple):
     @property
     def shown(self) -> str:
         """The wallet as everybody writes it: EIP-55 for EVM."""
-        return checksum(self.wallet) if self.network.startswith("eip155:") else self.wallet
+        if not self.network.startswith("eip155:"):
+            return self.wallet
+        from ..networks.evm import checksum  # a rail's module is loaded when it is needed
+
+        return checksum(self.wallet)
 
     def units(self, amount: int) -> str:
         return format_units(amount, self.asset.decimals)

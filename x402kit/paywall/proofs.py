@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 from ..errors import ConfigError, ProofRefused, RailUnavailable
 from ..model import CHALLENGE_SECONDS, LEEWAY_SECONDS, Json
 from ..networks import ed25519
-from ..networks.evm_message import is_signed_by, message_digest, need_extra
 from ..networks.port import ContractWallets, ProvesWallets, Rail
 from ..protocols.base58 import b58decode
 from ..protocols.siwx import Dialect, Proof, SignIn, parse_proof
@@ -98,6 +97,8 @@ class Proofs:
             if not _NETWORK.fullmatch(network):
                 raise ConfigError(f"no wallet proofs are known for the network {network!r}")
         if any(network.startswith("eip155:") for network in networks):
+            from ..networks.evm_message import need_extra  # a rail's module is loaded when it is needed
+
             need_extra()
         self._service, self._origin = service, _normal(origin)
         self._scheme, _, self._domain = self._origin.partition("://")
@@ -205,6 +206,8 @@ class Proofs:
         if proof.type == "ed25519":
             good, asked = ed25519.is_signature(b58decode(proof.address), proof.message, proof.signature), False
         else:
+            from ..networks.evm_message import is_signed_by, message_digest
+
             digest = message_digest(proof.message)
             asked = not is_signed_by(proof.address, digest, proof.signature)
             good = not asked or await self._ask(proof, digest)
