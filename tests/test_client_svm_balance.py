@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tests.support.clients import KEY, KINDS, request
 from tests.support.commands import run
 from tests.support.serving import free_port, serving
+from tests.support.svm_rails import HINTS
 from x402kit import Paywall
 from x402kit.client import BalanceTooLow, Limits, Payer, payment_of
 from x402kit.devnet import EvmDevnet, SvmDevnet
@@ -61,7 +62,7 @@ def shop(svm: SvmDevnet, tmp_path_factory: pytest.TempPathFactory) -> Generator[
         made = Shop(evm, svm, f"http://127.0.0.1:{port}")
         place: Path = tmp_path_factory.mktemp("both")
         rails = [
-            Solana(pay_to=svm.accounts[3].address, key=svm.accounts[0].secret_key, rpc=svm.rpc_url),
+            Solana(pay_to=svm.accounts[3].address, key=svm.accounts[0].secret_key, rpc=svm.rpc_url, options=HINTS),
             Base(pay_to=EVM_TO, key=evm.accounts[0].private_key, rpc=evm.rpc_url),
         ]
         paywall = Paywall(rails, place / "payments.db", origin=made.url)
@@ -202,7 +203,7 @@ class Katana:
 def test_an_offer_as_katana_writes_it_is_paid_where_the_host_is_known(svm: SvmDevnet, tmp_path: Path) -> None:
     """The recipient pays the fees, the seller takes the relaxed layout, and nothing tells either of it but the host."""
     oracle = svm.accounts[0]
-    options = SvmOptions(relaxed=True)
+    options = SvmOptions(relaxed=True, hint_seconds=0.5)
     rail = Solana(pay_to=oracle.address, key=oracle.secret_key, rpc=svm.rpc_url, options=options)
     paywall = Paywall([rail], tmp_path / "payments.db")
 

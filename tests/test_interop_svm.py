@@ -14,6 +14,7 @@ from tests.support.clients import KINDS, request
 from tests.support.peers import CLIENTS, LOST, UNHEARD, Front, pay, service
 from tests.support.seller import PRICE, Seller, selling
 from tests.support.serving import serving
+from tests.support.svm_rails import HINTS
 from x402kit.asgi.facilitator import facilitator_app
 from x402kit.client import Limits, Payer, PaymentNotAccepted, PaymentOutcomeUnknown, payment_of
 from x402kit.devnet import SvmAccount, SvmDevnet
@@ -49,7 +50,7 @@ def transferred(chain: SvmDevnet, transaction: str) -> int:
 @pytest.fixture(scope="module")
 def shop(svm: SvmDevnet, tmp_path_factory: pytest.TempPathFactory) -> Generator[Seller]:
     """Ours, settling by its own wallet."""
-    rail = Solana(pay_to=svm.accounts[TO].address, key=svm.accounts[SELLER].secret_key, rpc=svm.rpc_url)
+    rail = Solana(pay_to=svm.accounts[TO].address, key=svm.accounts[SELLER].secret_key, rpc=svm.rpc_url, options=HINTS)
     with selling(svm, rail, tmp_path_factory.mktemp("own")) as seller:
         yield seller
 
@@ -81,7 +82,7 @@ def remote_shop(
 ) -> Generator[Seller]:
     """Ours behind their facilitator; it looks at the chain by itself, or knows of it what the facilitator says."""
     rpc = svm.rpc_url if request.param == "seeing" else None
-    rail = Solana(pay_to=svm.accounts[TO].address, facilitator=facilitator_url, rpc=rpc)
+    rail = Solana(pay_to=svm.accounts[TO].address, facilitator=facilitator_url, rpc=rpc, options=HINTS)
     with selling(svm, rail, tmp_path_factory.mktemp("remote"), reconcile_seconds=60) as seller:
         yield seller
 
@@ -231,7 +232,7 @@ TOKEN = "a token that only tests know"
 @pytest.fixture(scope="module")
 def served_by_us(svm: SvmDevnet, tmp_path_factory: pytest.TempPathFactory) -> Generator[Peer]:
     to = svm.accounts[TO]
-    rail = Solana(pay_to=to.address, key=svm.accounts[SELLER].secret_key, rpc=svm.rpc_url)
+    rail = Solana(pay_to=to.address, key=svm.accounts[SELLER].secret_key, rpc=svm.rpc_url, options=HINTS)
     store = tmp_path_factory.mktemp("facilitator") / "settlements.db"
     with serving(facilitator_app(store, [rail], token=TOKEN)) as facilitator:
         options = ["--facilitator", facilitator, "--pay-to", to.address, "--network", NETWORK]

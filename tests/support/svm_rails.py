@@ -12,13 +12,16 @@ from solders.pubkey import Pubkey
 
 from x402kit.devnet import EvmDevnet, SvmDevnet
 from x402kit.model import Json
-from x402kit.networks import Evm, Solana
+from x402kit.networks import Evm, Solana, SvmOptions
 from x402kit.networks.port import Rail
 
 from .payments import sign
 from .svm_payments import MINT, encoded, keypair, signed, standard
 
-__all__ = ["Till", "evm_till", "svm_till"]
+__all__ = ["HINTS", "Till", "evm_till", "svm_till"]
+
+HINTS = SvmOptions(hint_seconds=0.5)
+"""Here a block takes 50 ms, and a blockhash lives for some seven seconds."""
 
 
 @dataclass(frozen=True)
