@@ -352,7 +352,9 @@ async def test_nothing_is_left_of_calls_that_are_over(till: Till) -> None:
     await asyncio.sleep(0)
     store: Any = till.store
     assert not any(store._held.values())
-    assert len(asyncio.all_tasks()) == tasks
+    async with asyncio.timeout(10):
+        while len(asyncio.all_tasks()) > tasks:  # a pool of connections may be about to close one
+            await asyncio.sleep(0.05)
     assert not till.paywall.serving._under_way  # pyright: ignore[reportPrivateUsage]
 
 

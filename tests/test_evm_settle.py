@@ -373,7 +373,7 @@ async def test_B13_the_same_bytes_on_a_chain_with_the_same_token_address() -> No
 async def test_B15_many_at_once_from_one_wallet(chain: EvmDevnet) -> None:
     async with seller(chain) as shop:
         authorizations = [shop.authorize() for _ in range(20)]
-        settled = await asyncio.gather(*(shop.settle(a) for a in authorizations))
+        settled = await asyncio.gather(*(shop.settle(a, 30) for a in authorizations))
         assert {outcome.state for _, outcome in settled} == {"settled"}
         assert sorted(claim.nonce for claim, _ in settled) == list(range(20))
         assert shop.received() == 20 * PRICE
@@ -382,7 +382,7 @@ async def test_B15_many_at_once_from_one_wallet(chain: EvmDevnet) -> None:
 async def test_B15_two_processes_share_one_wallet(chain: EvmDevnet) -> None:
     nonces = MemoryNonces()
     async with seller(chain, nonces=nonces) as one, seller(chain, nonces=nonces) as two:
-        settled = await asyncio.gather(*(shop.settle(shop.authorize()) for shop in (one, two) * 5))
+        settled = await asyncio.gather(*(shop.settle(shop.authorize(), 30) for shop in (one, two) * 5))
         assert {outcome.state for _, outcome in settled} == {"settled"}
         assert one.received() == 10 * PRICE
 
