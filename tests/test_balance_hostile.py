@@ -15,8 +15,12 @@ from tests.support.asking import make_scope
 from tests.support.rails import USDC, OfflineRail
 from tests.support.till import FIXED, WAYS, Ended, Way, opened, part, stream, usage
 from x402kit.asgi.wallet_price import TopUp
+from x402kit.errors import RailUnavailable
 from x402kit.ledger.port import Store
-from x402kit.model import Account, Hold
+from x402kit.model import Account, Claim, Hold
+from x402kit.money import usd
+from x402kit.paywall.binding import Quotes
+from x402kit.paywall.challenge import Challenges
 from x402kit.paywall.settlement import Settler
 
 
@@ -158,3 +162,13 @@ async def test_I12_a_job_that_another_process_ends_leaves_nothing_in_the_first(d
         for paid in till.playing.paid:
             await till.paywall.void(paid.job)
         assert (await till.balance()) == (100_000, 0)
+
+
+def test_I01_a_surcharge_that_can_not_be_told_after_the_settlement_leaves_no_claim_open() -> None:
+    class Dark(OfflineRail):
+        def surcharges(self) -> tuple[int, ...]:
+            raise RailUnavailable("no_gas_price")
+
+    claim = Claim("p", "settled", b"", b"", "r", USDC.network, USDC.address, "0xb", "0xc", 1_040, 0, 0, 0)
+    for rail, fee in ((OfflineRail(surcharges=(40,)), 40), (Dark(), 0)):
+        assert Challenges([rail], Quotes(bytes(32))).fee(claim, usd("$0.001")) == fee

@@ -151,12 +151,19 @@ class Challenges:
         return self._decimals.get((claim.network, claim.asset.lower()), 6)
 
     def fee(self, claim: Claim, ceiling: Usd) -> int:
-        """What of a payment for a metered call was the surcharge: paid above the price, a window's at the most."""
+        """What of a payment for a metered call was the surcharge: paid above the price, a window's at the most.
+
+        Raises nothing, since the money is here by now: where the rail can't say its surcharge any more, the payer has
+        it back.
+        """
         for terms in self._terms:
             rail = terms.rail
             if (rail.network, rail.asset.address.lower()) == (claim.network, claim.asset.lower()):
                 above = max(claim.amount - ceiling.atomic(rail.asset.decimals), 0)
-                return min(above, max(rail.surcharges()))
+                try:
+                    return min(above, max(rail.surcharges()))
+                except RailUnavailable:
+                    return 0
         return 0
 
     def candidates(self, payment: PaymentPayload) -> list[tuple[Rail, PaymentRequirements]]:
