@@ -399,12 +399,15 @@ class Delivery:
         if self._closed:
             return
         end = self._ending(failed=failed)
-        if self._is_due(end):
+        due, self._closed = False, True
+        try:
+            due = self._is_due(end)  # asks the seller's price, which may fail: nothing stays held by that
+        finally:
+            if not due:
+                self._outcome = await self._sale.release()
+        if due:
             self._kept = None
             await self._served(end)
-        else:
-            self._closed = True
-            self._outcome = await self._sale.release()
 
     def _ending(self, *, failed: bool) -> End:
         if self.cut_by is not None:
@@ -413,14 +416,10 @@ class Delivery:
             return End.FAILED_BEFORE
         if not self._charged:
             return End.UNCHARGED
-        if self.left:
-            return End.LEFT_MIDWAY
-        return End.FAILED_MIDWAY if failed else End.CUT
+        return End.LEFT_MIDWAY if self.left else End.FAILED_MIDWAY if failed else End.CUT
 
     def _is_due(self, end: End) -> bool:
-        """Whether an answer that broke off is charged for. One that a caller left is served, whatever it costs: what
-        went out is not given again. With ``settle="after"`` nothing has gone out yet.
-        """
+        """Whether an answer that broke off is charged for. What a caller left is: what went out is not given again."""
         if self._charged and self.started and (self.left or self._metering.paid.job_seconds is not None):
             return True
         return (self.started or (end is End.LEFT_BEFORE and not self._after)) and bool(self._metering.cost(end))
