@@ -20,6 +20,7 @@ from tests.support.commands import environment, on_terminal, run, started
 from tests.support.example import ROOT
 from x402kit.cli import demo, main
 from x402kit.cli.demo_rails import EvmDemo
+from x402kit.cli.devnet import Stoppable
 from x402kit.client import Payer, PrepaidWallet, Transaction
 from x402kit.devnet import DevnetError, ToolMissing
 from x402kit.money import Asset, parse_units
@@ -159,6 +160,19 @@ def test_demo_stops_everything_when_it_is_interrupted() -> None:
     assert (process.returncode, complaints) == (130, "")
     urls = [url, *re.findall(r"http://127\.0\.0\.1:\d+", rest)]
     assert all(is_gone(each) for each in urls)
+
+
+def test_a_stop_that_somebody_swallowed_ends_the_block_at_its_next_check() -> None:
+    reached: list[str] = []
+    with Stoppable() as stop:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:  # noqa: BLE001  # as libraries do around an import
+            reached.append("swallowed")
+        stop.check()
+        reached.append("gone on")
+    assert reached == ["swallowed"]
+    assert stop.asked
 
 
 class Pickpocket(EvmDemo):

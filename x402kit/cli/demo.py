@@ -53,16 +53,18 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show it; status 1 when something did not add up."""
-    with Stoppable():
+    with Stoppable() as stop:
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             rails = _started(stack)
+            stop.check()
             seller = stack.enter_context(serve(rails))
             print(f"{bold('seller')}   {seller.url}, examples/inference.py")
-            rounds = [_Round(rail, seller.url).run() for rail in rails]
+            rounds = [_Round(rail, seller.url, stop).run() for rail in rails]
             good = all(rounds)
             if not good:
                 error(f"the seller's log:\n{seller.log()}")
+        stop.check()
         print(dim(f"\nEverything is stopped again. {time.monotonic() - started:.1f} s."))
         return OK if good else ERROR
     return INTERRUPTED
@@ -93,8 +95,9 @@ class _Books(NamedTuple):
 class _Round:
     """The same calls on one rail, paid one by one and from a balance, and the sums afterwards."""
 
-    def __init__(self, rail: DemoRail, url: str) -> None:
+    def __init__(self, rail: DemoRail, url: str, stop: Stoppable) -> None:
         self._rail = rail
+        self._stop = stop
         self._asset = rail.asset
         self._url = url
 
@@ -112,7 +115,7 @@ class _Round:
         return self._sums(books, before, self._balances("after"))
 
     def _calls(self) -> _Books:
-        payments, calls = ByPayment(self._rail), Calls()
+        payments, calls = ByPayment(self._rail), Calls(self._stop.check)
         with self._client("off") as (calls.client, _):
             calls.weather(payments, "a fixed price")
             calls.chat(payments, "by tokens: paid is the most that it can cost")
@@ -123,6 +126,7 @@ class _Round:
             calls.weather(proofs, "from the balance: no transaction, no gas")
             calls.chat(proofs, "from the balance")
             calls.streamed_chat(proofs, "from the balance, streamed")
+            self._stop.check()
             left = wallet.balance()
             statement = list(wallet.transactions())[::-1]
         self._show(statement)

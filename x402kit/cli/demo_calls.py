@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import httpx
@@ -27,14 +27,19 @@ class Way(Protocol):
 
 
 class Calls:
-    """Calls with numbers, by ``client``. What fails in them is for who asked for them to handle."""
+    """Calls with numbers, by ``client``. What fails in them is for who asked for them to handle.
+
+    ``before`` is called before each.
+    """
 
     client: httpx.Client
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], None]) -> None:
+        self._before = before
         self._count = 0
 
     def title(self, what: str, why: str) -> None:
+        self._before()
         self._count += 1
         print(f"\n{bold(f'{self._count}  {what}')}  {dim(why)}")
 

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from ..devnet import EvmDevnet, SvmDevnet, ToolMissing
 from ..money import format_units
@@ -45,11 +45,23 @@ def add(commands: Any) -> None:
 
 
 class Stoppable:
-    """A block that SIGINT, SIGTERM and SIGHUP (not under nohup) end in good order, at whatever point."""
+    """A block that SIGINT, SIGTERM and SIGHUP (not under nohup) end in good order, at whatever point.
 
-    def __enter__(self) -> None:
+    Code of others may swallow what ends it (a bare ``except:`` around an import): ``check`` raises it again.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Self:
         hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
         self._before = {each: signal.signal(each, self._stop) for each in (signal.SIGINT, signal.SIGTERM, *hangup)}
+        return self
+
+    def check(self) -> None:
+        """A point at which the block ends for certain, if it was asked to."""
+        if self.asked:
+            raise _Stopped
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> bool:
         for each, handler in self._before.items():
@@ -59,12 +71,13 @@ class Stoppable:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         for each in self._before:
             signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt the clearing up
+        self.asked = True
         raise _Stopped
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chains until a signal comes. Status 1 when one of them ended by itself."""
-    with Stoppable(), contextlib.ExitStack() as stack:
+    with Stoppable() as stop, contextlib.ExitStack() as stack:
         evm = stack.enter_context(EvmDevnet())
         svm = _solana(stack)
         if wants_json(arguments.json):
@@ -72,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _show(evm, svm)
         while evm.running and (svm is None or svm.running):
+            stop.check()
             time.sleep(0.5)
         error("the EVM chain ended" if not evm.running else "the Solana chain ended")
         return ERROR
