@@ -20,6 +20,7 @@ PURE = [
     "x402kit.protocols.x402",
     "x402kit.ledger.rules",
     "x402kit.paywall.flow",
+    "x402kit.paywall.links",
     "x402kit.networks.evm",
     "x402kit.money",
     "x402kit.model",

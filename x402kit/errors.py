@@ -13,6 +13,7 @@
           InsufficientBalance 402 the balance is below the quote; the offer is a top-up
         PaymentUsed         403 the payment is spent, or bound to another request
           ProofUsed         403 the wallet proof has been spent (F01)
+        LinkRefused         403 a signed link has expired, or is none of ours
         RequestTimeout      408 the body did not arrive in time
         PaymentInProgress   409 the same payment is being processed now
         IdempotencyMismatch 409 the idempotency key belongs to another request (C06)
@@ -50,6 +51,7 @@ __all__ = [
     "HoldEnded",
     "IdempotencyMismatch",
     "InsufficientBalance",
+    "LinkRefused",
     "MalformedPayment",
     "MissingExtra",
     "NothingPayable",
@@ -167,6 +169,13 @@ class ProofUsed(PaymentUsed):
     code = "proof-used"
     money: MoneyMoved = "no"
     hint = "This wallet proof has been spent. Nothing was charged for this call. Sign a new one."
+
+
+class LinkRefused(ServerError):
+    """``reason`` is ``link_expired`` or ``link_invalid``."""
+
+    status, code = 403, "link-refused"
+    hint = "This link is not good, or no longer. Ask for a new one where you had it from. Nothing was charged."
 
 
 class RequestTimeout(ServerError):

@@ -23,6 +23,7 @@ from ..paywall.balances import Balances
 from ..paywall.binding import Quotes
 from ..paywall.challenge import Challenges
 from ..paywall.keeper import Keeper
+from ..paywall.links import Links
 from ..paywall.payouts import Payouts
 from ..paywall.proofs import Proofs, Proven, wallets_of
 from ..paywall.recovery import Recovery
@@ -35,6 +36,7 @@ from .gate import Gate
 from .marks import PriceDependency, mark
 from .routes import Routes, Rule
 from .serving import Serving
+from .signed import check_url, signed
 from .wallet import WalletService
 from .wallet_price import TopUp
 from .wallet_shapes import Katana, Shape
@@ -55,8 +57,8 @@ class Paywall:
     ``accepts`` are the rails, the preferred one first. ``ledger`` is a file, ``postgresql://…``, ``":memory:"`` for one
     process alone, or a store. ``origin`` is the public origin, such as ``https://api.example.com``; payments are bound
     to it, so set it in production. ``service`` is the name that stands in wallet proofs. ``secret`` (16 bytes or more;
-    several while one is rotated) signs quotes; without one the ledger makes its own, which all processes of that ledger
-    share. Nothing is opened or connected before the app starts.
+    several while one is rotated) signs quotes and links; without one the ledger makes its own, which all processes of
+    that ledger share. Nothing is opened or connected before the app starts.
 
     Raises ``ConfigError`` for a set-up that can't work.
     """
@@ -91,6 +93,7 @@ class Paywall:
         self.origin = _origin(origin)
         self.service = service
         self._secrets = _secrets(secret)
+        self._links: Links | None = None
         self._strict = strict
         self._drain_seconds = drain_seconds
         self._marks: list[Resource] = []
@@ -172,6 +175,7 @@ class Paywall:
                 await rail.start()
             secrets = self._secrets or (await self.store.secret(),)
             self.challenges = Challenges(self.rails, Quotes(*secrets))
+            self._links = Links(secrets, origin=self.origin)
             self.balances = self._balances(secrets)
             self.admissions = Admissions(self.store, self.challenges, self._settler)
             await self._settler.start()
@@ -250,6 +254,31 @@ class Paywall:
             if Account.of(rail.network, rail.asset.address, "").asset == hold.asset:
                 return rail.asset.decimals
         return 6
+
+    def sign_url(self, path: str, seconds: int = 3600) -> str:
+        """A link to a path of this app, such as a job's result: whoever has it may follow it, for so long.
+
+        The ``path`` is percent-encoded and may have a query. The link begins with the ``origin``, where one is set.
+        Raises ``ValueError`` for what is no path; ``ConfigError`` before the start, where the ledger has the secret.
+        """
+        if seconds <= 0:
+            raise ValueError("a link needs some time")
+        return self.origin + self._signer().sign(path, int(time.time()) + seconds)
+
+    def check_url(self, request: Mapping[str, Any]) -> None:
+        """Whether a request (or scope) came by such a link. Raises ``LinkRefused``, and ``ConfigError`` as above."""
+        check_url(self._signer(), request)
+
+    def signed(self, endpoint: F) -> F:
+        """A decorator: the endpoint runs for signed links only, by GET and HEAD; the others are told what is wrong."""
+        return signed(self._signer, endpoint)
+
+    def _signer(self) -> Links:
+        if self._links is None:
+            if not self._secrets:
+                raise ConfigError("there is no secret to sign links with before the app has started; or set secret=")
+            self._links = Links(self._secrets, origin=self.origin)
+        return self._links
 
     async def _shut(self) -> None:
         for rail in self.rails:

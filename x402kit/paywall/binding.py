@@ -20,14 +20,14 @@ from ..errors import ConfigError, PaymentRefused
 from ..model import LEEWAY_SECONDS, PaymentRequirements
 from ..protocols.encoding import b64url, b64url_decode
 
-__all__ = ["Binding", "MacKey", "Quotes", "mac_keys"]
+__all__ = ["Binding", "MacKey", "Quotes", "derived_keys", "joined", "mac_keys"]
 
 _MAC_BYTES = 20
 _TOKEN_BYTES = 4 + 8 + _MAC_BYTES
 _REMEMBERED_MAX = 512
 
 
-def _joined(*parts: bytes) -> bytes:
+def joined(*parts: bytes) -> bytes:
     """Injective for a given number of parts: all their lengths, then all of them."""
     return struct.pack(f">{len(parts)}I", *map(len, parts)) + b"".join(parts)
 
@@ -48,7 +48,7 @@ class Binding(NamedTuple):
 
     def packed(self) -> bytes:
         """All of it, injectively."""
-        return _joined(
+        return joined(
             self.method.encode("utf-8", "surrogateescape"),
             self.origin.encode(),
             self.path.encode("utf-8", "surrogateescape"),
@@ -90,18 +90,22 @@ class MacKey:
 
 @lru_cache(maxsize=256)
 def _terms(scheme: str, network: str, asset: str, pay_to: str, amount: int) -> bytes:
-    return _joined(scheme.encode(), network.encode(), asset.encode(), pay_to.encode(), str(amount).encode())
+    return joined(scheme.encode(), network.encode(), asset.encode(), pay_to.encode(), str(amount).encode())
 
 
 def mac_keys(secrets: Sequence[bytes], purpose: bytes) -> list[MacKey]:
+    """As ``derived_keys``, ready for use."""
+    return [MacKey(key) for key in derived_keys(secrets, purpose)]
+
+
+def derived_keys(secrets: Sequence[bytes], purpose: bytes) -> list[bytes]:
     """A key of its own for each secret and purpose. Raises ``ConfigError``: no secret, or one that is too short."""
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
     if not secrets or any(len(secret) < 16 for secret in secrets):
         raise ConfigError("the secret must have at least 16 bytes")
-    derived = (HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret) for secret in secrets)
-    return [MacKey(key) for key in derived]
+    return [HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret) for secret in secrets]
 
 
 class Quotes:
