@@ -24,7 +24,7 @@ from x402kit.ledger import postgres_base
 from x402kit.ledger.open import store_of
 from x402kit.ledger.port import Store
 from x402kit.ledger.postgres import PostgresStore
-from x402kit.ledger.postgres_schema import MIGRATIONS, Migration
+from x402kit.ledger.postgres_schema import LATEST, MIGRATIONS, Migration
 from x402kit.model import Account, Claim, Hold, Spend
 
 ALICE = Account.of("eip155:8453", "0xAA", "0xA11CE")
@@ -265,8 +265,8 @@ async def test_E12_what_is_wrong_is_found_and_the_balances_come_back_from_the_lo
     }
 
 
-_NEXT = Migration(2, ("ALTER TABLE x402kit.claims ADD COLUMN note text NOT NULL DEFAULT ''",))
-_BROKEN = Migration(2, (*_NEXT.statements, "ALTER TABLE x402kit.nothing ADD COLUMN x int"))
+_NEXT = Migration(LATEST + 1, ("ALTER TABLE x402kit.claims ADD COLUMN note text NOT NULL DEFAULT ''",))
+_BROKEN = _NEXT._replace(statements=(*_NEXT.statements, "ALTER TABLE x402kit.nothing ADD COLUMN x int"))
 
 
 async def test_J08_a_migration_that_breaks_off_leaves_nothing_and_can_be_run_again(
@@ -276,7 +276,7 @@ async def test_J08_a_migration_that_breaks_off_leaves_nothing_and_can_be_run_aga
     connection = await psycopg.AsyncConnection.connect(database, autocommit=True)
     with pytest.raises(psycopg.errors.UndefinedTable):
         await postgres_base._migrate(connection, (*MIGRATIONS, _BROKEN))  # pyright: ignore[reportPrivateUsage]
-    assert query(database, "SELECT value FROM x402kit.meta WHERE key = 'schema'") == [(b"1",)]
+    assert query(database, "SELECT value FROM x402kit.meta WHERE key = 'schema'") == [(b"%d" % LATEST,)]
     assert query(database, "SELECT 1 FROM information_schema.columns WHERE column_name = 'note'") == []
     for _ in range(2):
         await postgres_base._migrate(connection, (*MIGRATIONS, _NEXT))  # pyright: ignore[reportPrivateUsage]
@@ -286,9 +286,9 @@ async def test_J08_a_migration_that_breaks_off_leaves_nothing_and_can_be_run_aga
     await old.start()
     await settle(old, new_claim("q"))
     await old.close()
-    only_newer = _NEXT._replace(number=3, statements=(), oldest=2)
+    only_newer = _NEXT._replace(number=LATEST + 2, statements=(), oldest=LATEST + 1)
     await postgres_base._migrate(connection, (*MIGRATIONS, _NEXT, only_newer))  # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(ConfigError, match="schema 3"):
+    with pytest.raises(ConfigError, match=f"schema {LATEST + 2}"):
         await old.start()
     await connection.close()
 

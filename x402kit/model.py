@@ -17,6 +17,7 @@ __all__ = [
     "BYTES_NESTED_MAX",
     "CHALLENGE_SECONDS",
     "HEADER_MAX",
+    "INVOICE_KEPT_SECONDS",
     "KEPT_BODY_MAX",
     "KEPT_SECONDS",
     "LEEWAY_SECONDS",
@@ -32,6 +33,7 @@ __all__ = [
     "Entry",
     "Hold",
     "Intent",
+    "Invoice",
     "Json",
     "Outcome",
     "PaymentPayload",
@@ -63,6 +65,8 @@ START_SECONDS: Final = 600
 """How long a metered or balance-paid call may take to its first byte, by default: so long its reserve is held (I6)."""
 KEPT_SECONDS: Final = 3600
 """How long a kept answer can be replayed."""
+INVOICE_KEPT_SECONDS: Final = 86_400
+"""How long the row of an invoice outlives the invoice: a payment that comes late still finds what it was for."""
 CHALLENGE_SECONDS: Final = 300
 """Life of a challenge."""
 LEEWAY_SECONDS: Final = 30
@@ -336,6 +340,26 @@ class Spend(NamedTuple):
 
     proof_id: str
     until: int
+
+
+class Invoice(NamedTuple):
+    """A Lightning invoice that was issued, and what it was issued for: one row. ``amount`` in msat.
+
+    ``payment_hash`` in hex; ``fingerprint`` is a digest of the request and ``terms`` is what else it is bound to. Times
+    in Unix seconds: ``next_check`` is when to ask the node again. ``state`` is ``open`` until the node says otherwise.
+    """
+
+    payment_hash: str
+    network: str
+    amount: int
+    bolt11: str
+    fingerprint: bytes
+    resource: str
+    terms: bytes
+    created_at: int
+    expires_at: int
+    next_check: int
+    state: str = "open"
 
 
 class SettlementResponse(NamedTuple):

@@ -1,4 +1,4 @@
-"""The ports of a store: claims, accounts, payouts. SQLite and PostgreSQL implement all of it, one store for all.
+"""The ports of a store: claims, accounts, payouts, invoices. SQLite and PostgreSQL implement all of it.
 
 Every method is durable when it returns, is one guarded move, and raises ``RailUnavailable`` (503) when the store can't
 be reached, is full, read-only or locked for too long (J03, J04); nothing has changed then, or, where only the answer
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, Protocol
 
-from ..model import Account, Balance, Claim, Entry, Hold, Spend
+from ..model import Account, Balance, Claim, Entry, Hold, Invoice, Spend
 
-__all__ = ["Books", "ClaimStore", "Fault", "Ledger", "Overage", "Store"]
+__all__ = ["Books", "ClaimStore", "Fault", "Invoices", "Ledger", "Overage", "Store"]
 
 Overage = Literal["clamp", "charge"]
 """What to do with a cost above the hold: the seller's loss, or charged as far as the balance goes (E04)."""
@@ -75,7 +75,10 @@ class ClaimStore(Protocol):
 
     async def prune(self, now: int) -> int:
         """Forget kept bodies past their time, claims past the payment's life and theirs (C07), holds that ended and
-        proofs that are over. Entries stay. How many rows.
+        proofs that are over, and invoices ``INVOICE_KEPT_SECONDS`` past their expiry. Entries stay. How many rows.
+
+        The claim of a Lightning payment stays while its invoice's row is there, whatever its own time: without it the
+        same token could be admitted once more.
         """
         ...
 
@@ -225,7 +228,33 @@ class Books(Protocol):
         ...
 
 
-class Store(ClaimStore, Ledger, Books, Protocol):
+class Invoices(Protocol):
+    """Lightning invoices that were issued, by their payment hash (hex). The claim of what was paid for one is
+    ``lightning:<payment hash>``.
+    """
+
+    async def add_invoice(self, invoice: Invoice) -> None:
+        """Store the row; where the hash is known, the first row stays. Raises ``ValueError`` for an amount (msat) that
+        is none.
+        """
+        ...
+
+    async def get_invoice(self, payment_hash: str) -> Invoice | None: ...
+
+    async def due_invoices(self, now: int, limit: int = 100) -> list[Invoice]:
+        """Open ones whose node should be asked, expired or not; the one that waited longest first."""
+        ...
+
+    async def note_invoice(self, payment_hash: str, **columns: Any) -> None:
+        """Set ``state`` or ``next_check``, of a row that may be gone. Raises ``ValueError`` for any other column."""
+        ...
+
+    async def count_open_invoices(self, now: int) -> int:
+        """How many are open and not yet expired."""
+        ...
+
+
+class Store(ClaimStore, Ledger, Books, Invoices, Protocol):
     """All that a paywall keeps."""
 
     async def get_meta(self, key: str) -> bytes | None:

@@ -11,13 +11,14 @@ from ..errors import MissingExtra
 try:
     from .postgres_accounts import Accounts
     from .postgres_books import Books
+    from .postgres_invoices import Invoices
 except ImportError as e:
     raise MissingExtra("postgres", "psycopg") from e
 
 __all__ = ["PostgresStore"]
 
 
-class PostgresStore(Accounts, Books):
+class PostgresStore(Accounts, Books, Invoices):
     """All of the port ``Store`` in a PostgreSQL database, in its schema ``x402kit``.
 
     ``dsn`` is what libpq takes, ``postgresql://user:password@host/database``, several hosts too. ``lanes`` is how many

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from typing import Any, Final
 
 from ..errors import RailUnavailable, TooManyRequests
-from ..model import Account, Claim, Hold
+from ..model import INVOICE_KEPT_SECONDS, Account, Claim, Hold
 from ..money import MAX_AMOUNT
 from .postgres_base import FREE, Base
 from .postgres_moves import (
@@ -268,10 +268,9 @@ class Claims(Base):
 
     async def prune(self, now: int) -> int:
         count = 0
+        before = {"over": now - _MARGIN, "gone": now - _FORGOTTEN, "paid": now - INVOICE_KEPT_SECONDS}
         for sql in PRUNE:  # in small bites: payments wait for no row of these
-            rows, _ = await self._write(
-                sql, {"now": now, "over": now - _MARGIN, "gone": now - _FORGOTTEN}, of="prune", order="\U0010ffff"
-            )
+            rows, _ = await self._write(sql, {"now": now, **before}, of="prune", order="\U0010ffff")
             count += rows[0][0]
         self._room, self._full_until = 0, 0.0
         return count

@@ -110,10 +110,15 @@ PRUNE: Final = (
     ),
     "WITH gone AS (DELETE FROM x402kit.claims WHERE payment_id IN (SELECT payment_id FROM x402kit.claims WHERE"
     " valid_until < %(over)s AND (state = 'failed' OR (state IN ('served', 'credited') AND final = 1 AND kept_until <"
-    " %(now)s)) LIMIT 1000 FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) FROM gone",
+    " %(now)s)) AND NOT EXISTS (SELECT 1 FROM x402kit.invoices WHERE payment_hash = substr(payment_id, 11) AND"
+    " starts_with(payment_id, 'lightning:')) LIMIT 1000 FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) FROM gone",
     "WITH gone AS (DELETE FROM x402kit.holds WHERE (owner, asset, id) IN (SELECT owner, asset, id FROM x402kit.holds"
     " WHERE state <> 'open' AND ended_at < %(gone)s AND kept_until < %(now)s LIMIT 1000 FOR UPDATE SKIP LOCKED)"
     " RETURNING 1) SELECT count(*) FROM gone",
+    # After the claims: a claim goes at the earliest by the call after the one that its invoice went by.
+    "WITH gone AS (DELETE FROM x402kit.invoices WHERE payment_hash IN (SELECT payment_hash FROM x402kit.invoices WHERE"
+    " expires_at < %(paid)s ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) FROM"
+    " gone",
     "WITH gone AS (DELETE FROM x402kit.proofs WHERE proof_id IN (SELECT proof_id FROM x402kit.proofs WHERE"
     " until < %(now)s LIMIT 1000 FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) FROM gone",
 )

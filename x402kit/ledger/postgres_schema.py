@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Final, LiteralString, NamedTuple, get_type_hints
 
-from ..model import Claim, Hold
+from ..model import Claim, Hold, Invoice
 from .rules import OPEN
 
 __all__ = ["CLAIM_COLUMNS", "CLOCK", "HOLD_COLUMNS", "LATEST", "MIGRATIONS", "OPEN_SQL", "Migration"]
@@ -90,7 +90,13 @@ _FIRST: Final = (
     "CREATE INDEX proofs_over ON x402kit.proofs (until)",
 )
 
-MIGRATIONS: Final = (Migration(1, _FIRST),)
+_INVOICES: Final = (
+    f"CREATE TABLE x402kit.invoices ({_columns(Invoice)}, PRIMARY KEY (payment_hash))",
+    "CREATE INDEX invoices_due ON x402kit.invoices (next_check) WHERE state = 'open'",
+    "CREATE INDEX invoices_expiry ON x402kit.invoices (expires_at, state)",
+)
+
+MIGRATIONS: Final = (Migration(1, _FIRST), Migration(2, _INVOICES))
 LATEST: Final = MIGRATIONS[-1].number
 
 PREPARE: Final[tuple[LiteralString, ...]] = (

@@ -25,7 +25,7 @@ move of money is one entry: five amounts that sum to zero, on ``external``, the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from ..money import MAX_AMOUNT
@@ -40,6 +40,7 @@ __all__ = [
     "checked",
     "deposit",
     "may",
+    "notable",
     "payment",
     "payout",
     "refund",
@@ -76,6 +77,16 @@ HOLD_ENDS: Final[Mapping[str, str]] = {"capture": "captured", "void": "voided", 
 def may(move: str, state: str) -> bool:
     """Whether a claim in ``state`` can make ``move``."""
     return state in MOVES[move][0]
+
+
+def notable(columns: Iterable[str]) -> tuple[str, ...]:
+    """The columns of an invoice that are set after it was issued; the rest is what was agreed. Raises ``ValueError``
+    for any other, and for none.
+    """
+    names = tuple(columns)
+    if not names or not {"state", "next_check"}.issuperset(names):
+        raise ValueError(f"of an invoice only its state and next_check can be set, not {names}")
+    return names
 
 
 class Postings(NamedTuple):

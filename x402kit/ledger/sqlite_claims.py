@@ -8,7 +8,7 @@ import time
 from typing import Any, Final
 
 from ..errors import TooManyRequests
-from ..model import Claim, Hold
+from ..model import INVOICE_KEPT_SECONDS, Claim, Hold
 from ..money import MAX_AMOUNT
 from .rules import OPEN, checked
 from .sqlite_file import clock
@@ -121,19 +121,26 @@ class SQLiteClaims(SQLiteRows):
         )
         rows = (
             "DELETE FROM claims WHERE id IN (SELECT id FROM claims WHERE valid_until < ? AND (state = 'failed' OR"
-            " (state IN ('served', 'credited') AND final = 1 AND kept_until < ?)) LIMIT 1000)"
+            " (state IN ('served', 'credited') AND final = 1 AND kept_until < ?)) AND NOT EXISTS (SELECT 1 FROM"
+            " invoices WHERE payment_hash = substr(payment_id, 11) AND payment_id LIKE 'lightning:%') LIMIT 1000)"
         )
         holds = (
             "DELETE FROM holds WHERE seq IN (SELECT seq FROM holds WHERE state <> 'open' AND ended_at < ?"
             " AND kept_until < ? LIMIT 1000)"
         )
         proofs = "DELETE FROM proofs WHERE proof_id IN (SELECT proof_id FROM proofs WHERE until < ? LIMIT 1000)"
+        # After the claims: a claim goes at the earliest by the call after the one that its invoice went by.
+        invoices = (
+            "DELETE FROM invoices WHERE seq IN"
+            " (SELECT seq FROM invoices WHERE expires_at < ? ORDER BY expires_at LIMIT 1000)"
+        )
 
         def forget(c: sqlite3.Connection) -> int:
             c.execute(bodies.format("claims", "id"), (now,))
             c.execute(bodies.format("holds", "seq"), (now,))
             forgotten = c.execute(rows, (now - _MARGIN, now)).rowcount
             forgotten += c.execute(holds, (now - _FORGOTTEN, now)).rowcount
+            forgotten += c.execute(invoices, (now - INVOICE_KEPT_SECONDS,)).rowcount
             return forgotten + c.execute(proofs, (now,)).rowcount
 
         return await self._write(forget)

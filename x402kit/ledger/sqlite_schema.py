@@ -135,6 +135,15 @@ _BOOKS: Final = (
     "CREATE INDEX IF NOT EXISTS payouts_watched ON payouts (next_check) WHERE final = 0 AND state <> 'failed'",
 )
 
+_INVOICES: Final = (
+    "CREATE TABLE IF NOT EXISTS invoices (seq INTEGER PRIMARY KEY, payment_hash TEXT NOT NULL UNIQUE,"
+    f" network TEXT NOT NULL, {_amount('amount', 1)}, bolt11 TEXT NOT NULL, fingerprint BLOB NOT NULL,"
+    " resource TEXT NOT NULL, terms BLOB NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL,"
+    " next_check INTEGER NOT NULL, state TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS invoices_due ON invoices (next_check) WHERE state = 'open'",
+    "CREATE INDEX IF NOT EXISTS invoices_expiry ON invoices (expires_at, state)",
+)
+
 _TRIGGERS: Final = (
     *(
         f"CREATE TRIGGER IF NOT EXISTS entries_no_{move} BEFORE {move} ON entries BEGIN"
@@ -228,7 +237,12 @@ def _books(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-_MIGRATIONS: Final[tuple[Callable[[sqlite3.Connection], None], ...]] = (_claims, _books)
+def _invoices(connection: sqlite3.Connection) -> None:
+    for statement in _INVOICES:
+        connection.execute(statement)
+
+
+_MIGRATIONS: Final[tuple[Callable[[sqlite3.Connection], None], ...]] = (_claims, _books, _invoices)
 VERSION: Final = len(_MIGRATIONS)
 
 
