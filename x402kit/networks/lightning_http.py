@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -132,7 +132,7 @@ class NodeHttp:
             raise RailUnavailable(detail=f"the Lightning node answered {answer.status}")
         return answer.json
 
-    async def first(self, method: str, path: str, *, json: Any = None, what: str = "Lightning node") -> Any:
+    async def first(self, method: str, path: str, *, json: Any = None, what: str) -> Any:
         """As ``ask``, at the start: ``ConfigError`` says whether it is the address, the certificate or the key."""
         answer = await self.exchange(method, path, json=json)
         if isinstance(answer, NotSent):
@@ -145,6 +145,19 @@ class NodeHttp:
         if not 200 <= answer.status < 300:
             raise ConfigError(f"the {what} answered {answer.status}")
         return answer.json
+
+    async def opened(self, method: str, path: str, read: Callable[[Any], str], what: str, *, json: Any = None) -> str:
+        """Start, ask once, and give what ``read`` finds in the answer: the network. Closed again if it does not."""
+        await self.start()
+        found = ""
+        try:
+            found = read(await self.first(method, path, json=json, what=what))
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(f"what answers there is no {what}") from None
+        finally:
+            if not found:
+                await self.close()
+        return found
 
     async def lines(
         self, method: str, path: str, *, json: Any = None, params: Mapping[str, str] | None = None
