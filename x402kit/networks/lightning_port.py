@@ -6,9 +6,10 @@ Amounts are millisatoshi (msat), hashes and preimages lower-case hex, times whol
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from ..money import Asset
+from ..protocols.bolt11 import BITCOIN, REGTEST, SIGNET, TESTNET
 
 __all__ = [
     "BITCOIN",
@@ -23,11 +24,6 @@ __all__ = [
     "bitcoin_on",
     "is_lightning",
 ]
-
-BITCOIN: Final = "bip122:000000000019d6689c085ae165831e93"
-TESTNET: Final = "bip122:000000000933ea01ad0ee984209779ba"
-SIGNET: Final = "bip122:00000008819873e925422c1ff0f99f7c"
-REGTEST: Final = "bip122:0f9188f13cb7b2c71f2a335e3a4fc328"
 
 
 def is_lightning(network: str) -> bool:
