@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-import time
-from collections.abc import Callable
 from typing import Final
 
-from ..errors import ConfigError, RailUnavailable
+from ..errors import ConfigError
 from ..money import Asset
 from .evm import chain_id, checksum, domain_separator
 from .evm_abi import call_data
 from .evm_fees import Fees
 from .evm_reads import Chain
 from .evm_wallet import Wallet
-from .rpc import RpcRefused, RpcTrouble
+from .ready import Watch
+from .rpc import RpcRefused
 
 log = logging.getLogger("x402kit.evm")
 
 __all__ = ["Readiness", "check_addresses", "check_chain", "check_shape"]
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
-_OK_SECONDS: Final = 5.0
-_BAD_SECONDS: Final = 1.0
 
 
 def check_shape(what: str, address: str) -> None:
@@ -71,65 +67,24 @@ async def check_chain(chain: Chain, asset: Asset) -> None:
         raise
 
 
-class Readiness:
-    """Asked before every settlement, answered from memory for some seconds; many askers make one look (B16)."""
+class Readiness(Watch):
+    """The chain and the token are as they were set up, and the wallet can pay for gas."""
 
-    def __init__(
-        self,
-        chain: Chain,
-        asset: Asset,
-        wallet: Wallet | None,
-        fees: Fees,
-        *,
-        needed_gas: int,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, chain: Chain, asset: Asset, wallet: Wallet | None, fees: Fees, *, needed_gas: int) -> None:
         """``needed_gas``: units that the wallet must be able to pay for at the current offer."""
+        super().__init__(asset.network, log)
         self._chain, self._asset, self._wallet, self._fees = chain, asset, wallet, fees
-        self._needed_gas, self._monotonic = needed_gas, monotonic
-        self._fits = False
-        self._until = 0.0
-        self._fault = ""
-        self._lock = asyncio.Lock()
+        self._needed_gas = needed_gas
 
-    async def start(self) -> None:
-        """Raises ``ConfigError``. A node that is down is no such fault: ``check`` then compares, before we settle."""
-        try:
-            await check_chain(self._chain, self._asset)
-        except (RpcTrouble, RpcRefused):
-            return
-        self._fits = True
+    async def _compare(self) -> None:
+        await check_chain(self._chain, self._asset)
 
-    async def check(self) -> None:
-        """Raises ``RailUnavailable``."""
-        if self._monotonic() >= self._until:
-            async with self._lock:
-                if self._monotonic() >= self._until:
-                    before, self._fault = self._fault, await self._look()
-                    if self._fault and self._fault != before:
-                        log.error("ALERT: no settlement on %s: %s", self._asset.network, self._fault)
-                    self._until = self._monotonic() + (_BAD_SECONDS if self._fault else _OK_SECONDS)
-        if self._fault:
-            raise RailUnavailable(detail=self._fault)
-
-    def forget(self) -> None:
-        """Look anew next time: something was refused."""
-        self._until = 0.0
-
-    async def _look(self) -> str:
-        try:
-            if not self._fits:
-                await check_chain(self._chain, self._asset)
-                self._fits = True
-            if self._wallet is None:
-                return ""
-            # One after the other: where one of two fails, gather leaves the other call running.
-            price = await self._fees.price()
-            balance = await self._chain.balance(self._wallet.address)
-        except (RpcTrouble, RpcRefused, ConfigError) as e:
-            return str(e)
-        except RailUnavailable as e:
-            return e.detail
+    async def _lacking(self) -> str:
+        if self._wallet is None:
+            return ""
+        # One after the other: where one of two fails, gather leaves the other call running.
+        price = await self._fees.price()
+        balance = await self._chain.balance(self._wallet.address)
         if balance < self._needed_gas * price.max_fee:
             return f"the settlement wallet {self._wallet.address} is short of gas money"
         return ""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
-from collections.abc import Callable
 from typing import Final
 
-from ..errors import ConfigError, RailUnavailable
+from ..errors import ConfigError
 from ..money import Asset
-from .rpc import RpcRefused, RpcTrouble
+from .ready import Watch
 from .svm_assets import KNOWN_2022, check_extensions
 from .svm_reads import Node
 from .svm_transaction import TOKEN, TOKEN_2022, address_bytes, address_text, token_account
@@ -22,8 +19,6 @@ __all__ = ["Readiness", "token_program"]
 _PUBLIC: Final = frozenset(
     ("5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp", "EtWTRABZaYq6iMfeYKouRu166VU2xqa1", "4uhcVJyU9pJkvQyS88uRDiswHXSCkY3z")
 )
-_OK_SECONDS: Final = 5.0
-_BAD_SECONDS: Final = 1.0
 
 
 def token_program(asset: Asset, allowed: frozenset[str]) -> bytes:
@@ -31,8 +26,8 @@ def token_program(asset: Asset, allowed: frozenset[str]) -> bytes:
     return TOKEN_2022 if asset.address in KNOWN_2022 or asset.address in allowed else TOKEN
 
 
-class Readiness:
-    """Asked before every settlement, answered from memory for some seconds; many askers make one look."""
+class Readiness(Watch):
+    """The chain and the mint are as they were set up, the recipient can receive, and the wallet can pay the fees."""
 
     def __init__(
         self,
@@ -45,40 +40,11 @@ class Readiness:
         needed_lamports: int,
         creates: bool,
         local: bool,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """``wallet``: who pays the fees; empty where a facilitator does. ``creates``: its account may be missing."""
+        super().__init__(asset.network, log)
         self._node, self._asset, self._program, self._wallet = node, asset, program, wallet
         self._pay_to, self._needed, self._creates, self._local = pay_to, needed_lamports, creates, local
-        self._monotonic = monotonic
-        self._fits = False
-        self._until = 0.0
-        self._fault = ""
-        self._lock = asyncio.Lock()
-
-    async def start(self) -> None:
-        """Raises ``ConfigError``. A node that is down is no such fault: ``check`` then compares, before we settle."""
-        try:
-            await self._compare()
-        except (RpcTrouble, RpcRefused):
-            return
-        self._fits = True
-
-    async def check(self) -> None:
-        """Raises ``RailUnavailable``."""
-        if self._monotonic() >= self._until:
-            async with self._lock:
-                if self._monotonic() >= self._until:
-                    before, self._fault = self._fault, await self._look()
-                    if self._fault and self._fault != before:
-                        log.error("ALERT: no settlement on %s: %s", self._asset.network, self._fault)
-                    self._until = self._monotonic() + (_BAD_SECONDS if self._fault else _OK_SECONDS)
-        if self._fault:
-            raise RailUnavailable(detail=self._fault)
-
-    def forget(self) -> None:
-        """Look anew next time: something was refused."""
-        self._until = 0.0
 
     async def recipient_is_missing(self) -> bool:
         """Whether the recipient has no account for this token. Raises what the node's calls raise."""
@@ -103,14 +69,8 @@ class Readiness:
         if owner is not None and address_bytes(owner.owner) in (TOKEN, TOKEN_2022):
             raise ConfigError("pay_to is a token account; give the wallet that owns it")
 
-    async def _look(self) -> str:
-        try:
-            if not self._fits:
-                await self._compare()
-                self._fits = True
-            return await self._recipient_fault() or await self._wallet_fault()
-        except (RpcTrouble, RpcRefused, ConfigError) as e:
-            return str(e)
+    async def _lacking(self) -> str:
+        return await self._recipient_fault() or await self._wallet_fault()
 
     async def _recipient_fault(self) -> str:
         account = self._recipient()
