@@ -30,13 +30,15 @@ from x402kit import Call, Models, PaidCall, Quote, Tokens, usd
 from x402kit.errors import BadRequest
 from x402kit.settings import Settings
 
-from .jobs import Jobs
+from .jobs import Jobs, name_of
 from .stand_in import generate, tokens
 
 IMAGE = usd("$0.02")
 TOP_UP_MIN = "$0.01"
 JOB_SECONDS = 600
 """After so long without an end, what was paid for a job goes back."""
+STATUS_SECONDS, IMAGE_SECONDS = 24 * 3600, 3600
+"""How long the links to a job and to its images are good; to ask for the job gives new ones to the images."""
 
 settings = Settings.from_env()
 paywall = settings.paywall()
@@ -163,8 +165,8 @@ def usage(chat: Chat, written: int) -> dict[str, int]:
     return {"prompt_tokens": read_, "completion_tokens": written, "total_tokens": read_ + written}
 
 
-# Images: the answer says where to ask for them. What was paid or held waits for the job's end; an image that could not
-# be drawn is not charged for.
+# Images: the answer says where to ask for them: by the id, for as long as the job is kept, or by a signed link that can
+# be handed on. What was paid or held waits for the job's end; an image that could not be drawn is not charged for.
 
 
 def images_price(call: Call) -> Quote:
@@ -178,14 +180,41 @@ async def generation_requests(request: Request) -> Response:
     paid: PaidCall = request.scope["x402kit"]
     hold = paid.defer(JOB_SECONDS)
     job = await run_in_threadpool(jobs.start, hold, [image.prompt for image in wanted.requests], IMAGE)
-    return JSONResponse(job, 202, headers={"Location": f"/v1/generation-requests/{job['request_id']}"})
+    link = paywall.sign_url(f"/v1/jobs/{name_of(job['request_id'])}", STATUS_SECONDS)
+    place = f"/v1/generation-requests/{job['request_id']}"
+    return JSONResponse({**job, "status_url": link}, 202, headers={"Location": place})
 
 
 async def generation_request(request: Request) -> Response:
-    job = await run_in_threadpool(jobs.look, request.path_params["request_id"])
+    id_ = request.path_params["request_id"]
+    return told(await run_in_threadpool(jobs.look, id_), name_of(id_))
+
+
+@paywall.signed
+async def job_status(request: Request) -> Response:
+    name = request.path_params["name"]
+    return told(await run_in_threadpool(jobs.named, name), name)
+
+
+def told(job: dict[str, Any] | None, name: str) -> Response:
     if job is None:
         raise HTTPException(404, "no such generation request")
+    for number, image in enumerate(job.get("results", ())):
+        if image["status"] == "succeeded":
+            image["result_url"] = paywall.sign_url(f"/v1/jobs/{name}/images/{number}", IMAGE_SECONDS)
     return JSONResponse(job, headers={"Cache-Control": "no-store"})
+
+
+@paywall.signed
+async def job_image(request: Request) -> Response:
+    job = await run_in_threadpool(jobs.named, request.path_params["name"])
+    images = {str(number): image.get("svg") for number, image in enumerate(job.get("results", []) if job else [])}
+    svg = images.get(request.path_params["number"])
+    if svg is None:
+        raise HTTPException(404, "no such image")
+    # Whoever opens it in a browser sees what a caller had drawn: it may do nothing there.
+    headers = {"Cache-Control": "no-store", "Content-Security-Policy": "sandbox; default-src 'none'"}
+    return Response(svg, media_type="image/svg+xml", headers=headers)
 
 
 # The rest: one fixed price, and one thing for free.
@@ -225,6 +254,8 @@ app = paywall.protect(
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/generation-requests", generation_requests, methods=["POST"]),
             Route("/v1/generation-requests/{request_id}", generation_request),
+            Route("/v1/jobs/{name}", job_status),
+            Route("/v1/jobs/{name}/images/{number}", job_image),
             Route("/v1/weather", weather),
             Route("/v1/models", list_models),
             Mount("/v1/x402", paywall.wallet_service(minimum=TOP_UP_MIN)),

@@ -22,7 +22,7 @@ from x402kit.money import format_units
 
 from .stand_in import draw
 
-__all__ = ["Jobs"]
+__all__ = ["Jobs", "name_of"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,15 @@ _TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS image_jobs (id TEXT PRIMARY KEY, hold TEXT NOT NULL UNIQUE, prompts TEXT NOT NULL,"
     " price TEXT NOT NULL, created REAL NOT NULL, state TEXT NOT NULL, bill TEXT)"
 )
+
+
+_PREFIX: Final = "gen_"
+_NAME: Final = 12
+
+
+def name_of(job: str) -> str:
+    """What a job is called in signed links. It may be known: it is its own, but nobody has the id from it."""
+    return job.removeprefix(_PREFIX)[:_NAME]
 
 
 class _Job(NamedTuple):
@@ -73,7 +82,7 @@ class Jobs:
         """
         now = time.time()
         self._db.execute("DELETE FROM image_jobs WHERE created < ?", (now - _KEPT_SECONDS,))
-        new = _Job(f"gen_{secrets.token_urlsafe(24)}", hold, json.dumps(prompts), str(price), now, "queued", None)
+        new = _Job(_PREFIX + secrets.token_urlsafe(24), hold, json.dumps(prompts), str(price), now, "queued", None)
         self._db.execute("INSERT INTO image_jobs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hold) DO NOTHING", new)
         (job,) = self._db.execute("SELECT id FROM image_jobs WHERE hold = ?", (hold,)).fetchone()
         return {"request_id": job, "status": "queued", "poll_after_seconds": _SECONDS}
@@ -92,6 +101,14 @@ class Jobs:
             "results": found.images() if found.state != "expired" else [],
             "billing": json.loads(found.bill),
         }
+
+    def named(self, name: str) -> dict[str, Any] | None:
+        """The same by the job's name, for links: without the id, from which more could be had than a link gives."""
+        # A name is the beginning of an id, and ids have none of the characters from "~" on.
+        sql = "SELECT id FROM image_jobs WHERE id > ? AND id < ?"
+        row = self._db.execute(sql, (_PREFIX + name, f"{_PREFIX}{name}~")).fetchone() if len(name) == _NAME else None
+        told = self.look(row[0]) if row is not None else None
+        return told and {key: value for key, value in told.items() if key != "request_id"}
 
     async def run(self, paywall: Paywall) -> None:
         """End the jobs that are due, for ever. Several processes may: a job's end is always the same."""

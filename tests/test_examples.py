@@ -263,7 +263,8 @@ def test_images_are_paid_when_asked_for_and_fetched_when_done(
     assert re.fullmatch(r"gen_[\w-]{32}", job["request_id"])
     place = answer.headers["location"]
     assert place == f"/v1/generation-requests/{job['request_id']}"
-    assert unpaid.get(place).json() == {**job, "status": "queued"}
+    assert job.pop("status_url").startswith(f"{unpaid.base_url}/v1/jobs/")
+    assert unpaid.get(place).json() == job
     done = ended(unpaid, place)
     assert done["status"] == "succeeded"
     assert [result["prompt"] for result in done["results"]] == ["a <cat>", "a dog"]
@@ -274,6 +275,54 @@ def test_images_are_paid_when_asked_for_and_fetched_when_done(
         "refunded_usdc": "0.000000",
     }
     assert unpaid.post("/v1/generation-requests", json={"requests": []}).status_code == 400
+
+
+def test_a_job_is_followed_by_signed_links_without_credentials(client: httpx.Client, unpaid: httpx.Client) -> None:
+    body = {"requests": [{"prompt": "a cat"}, {"prompt": "?!"}, {"prompt": "a <dog>"}]}
+    answer = client.post("/v1/generation-requests", json=body)
+    job = answer.json()
+    link = job["status_url"]
+    assert unpaid.get(link).json() == {"status": "queued", "poll_after_seconds": job["poll_after_seconds"]}
+    done = ended(unpaid, link)
+    # Who was given the link alone does not get the id, which is good for longer.
+    assert job["request_id"] not in unpaid.get(link).text
+    by_id = unpaid.get(answer.headers["location"]).json()
+    assert done["billing"] == by_id["billing"]
+    assert [("result_url" in image, image["prompt"]) for image in done["results"]] == [
+        (True, "a cat"),
+        (False, "?!"),
+        (True, "a <dog>"),
+    ]
+    for image in (done["results"][2], by_id["results"][2]):
+        shown = unpaid.get(image["result_url"])
+        assert (shown.status_code, shown.text, shown.headers["content-type"]) == (200, image["svg"], "image/svg+xml")
+        assert shown.headers["content-security-policy"].startswith("sandbox")
+    assert unpaid.head(link).status_code == 200
+    until = int(link.partition("expires=")[2].partition("&")[0])
+    assert until - time.time() == pytest.approx(24 * 3600, abs=60)
+
+
+def test_a_link_is_good_for_nothing_else(client: httpx.Client, unpaid: httpx.Client) -> None:
+    body = {"requests": [{"prompt": "a cat"}, {"prompt": "?!"}]}
+    links = [client.post("/v1/generation-requests", json=body).json()["status_url"] for _ in range(2)]
+    image = ended(unpaid, links[0])["results"][0]["result_url"]
+    one, other = (link.partition("?")[0] for link in links)
+    query = links[0].partition("?")[2]
+    until = int(query.partition("expires=")[2].partition("&")[0])
+    for url in (
+        one,
+        f"{other}?{query}",
+        f"{one}/images/0?{query}",
+        f"{one}?{query.replace(str(until), str(until + 1))}",
+        f"{links[0]}&a=1",
+        image.replace("images/0", "images/1"),
+    ):
+        answer = unpaid.get(url)
+        assert (answer.status_code, answer.json()["reason"]) == (403, "link_invalid"), url
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["cache-control"] == "no-store"
+    assert unpaid.delete(links[0]).status_code == 405
+    assert unpaid.get(links[0].replace("/jobs/", "/%6Aobs/")).status_code == 200  # the same path, as it is routed
 
 
 def test_an_image_that_can_not_be_drawn_is_refunded(client: httpx.Client, unpaid: httpx.Client) -> None:

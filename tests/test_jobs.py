@@ -165,6 +165,19 @@ async def test_a_ledger_out_of_reach_makes_a_job_wait(
     assert told["billing"] == BILL
 
 
+async def test_by_its_name_a_job_is_shown_without_its_id(paywall: Paywall, jobs: Jobs) -> None:
+    job = jobs.start(await deferred(paywall), PROMPTS, PRICE)["request_id"]
+    jobs.start(await deferred(paywall, "other"), ["a dog"], PRICE)
+    name = module.name_of(job)
+    assert (len(name), job.startswith(f"gen_{name}"), len(job)) == (12, True, 36)
+    assert jobs.named(name) == {"status": "queued", "poll_after_seconds": 0.05}
+    async with working(jobs, paywall=paywall):
+        told = await ended(jobs, job)
+    assert jobs.named(name) == {key: value for key, value in told.items() if key != "request_id"}
+    for other in ("", name[:11], name + job[16], job[4:], "~" * 12, "?" * 12):
+        assert jobs.named(other) is None
+
+
 def test_a_ledger_in_a_database_does_not_tell_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     jobs = Jobs("postgresql://me:hunter2@127.0.0.1/payments")
@@ -196,10 +209,11 @@ def test_killed_with_a_job_under_way(tmp_path: Path) -> None:
             while (told := httpx.get(url + answer.headers["location"]).json())["status"] == "queued":
                 assert time.monotonic() < end
                 time.sleep(0.1)
+            by_link = httpx.get(answer.json()["status_url"]).json()
         finally:
             server.terminate(10)
             server.stop()
-    assert (told["status"], told["billing"]) == ("succeeded", BILL)
+    assert (told["status"], told["billing"]) == (by_link["status"], by_link["billing"]) == ("succeeded", BILL)
     (sums,) = json.loads(run("ledger", "totals", str(tmp_path / "payments.db")).out)["assets"].values()
     assert (sums["external"], sums["revenue"], sums["available"], sums["held"]) == (-40_000, 20_000, 20_000, 0)
     assert run("ledger", "verify", str(tmp_path / "payments.db")).status == 0
