@@ -79,7 +79,7 @@ tests/peers/node_modules/.ready: tests/peers/package-lock.json .venv/.node
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
 lock: ## work out the lock files anew (needs uv on the PATH)
-	$(COMPILE) --upgrade pyproject.toml --extra evm --extra svm --extra httpx2 --extra postgres --group dev -o requirements-dev.lock
+	$(COMPILE) --upgrade pyproject.toml --extra evm --extra svm --extra lightning --extra httpx2 --extra postgres --group dev -o requirements-dev.lock
 	$(COMPILE) --upgrade --group node -o requirements-node.lock
 	npm update --package-lock-only --ignore-scripts
 	cd x402kit/devnet/npm && npm update --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
