@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from ..devnet import EvmDevnet, SvmDevnet, ToolMissing
+from ..devnet import EvmDevnet, LightningDevnet, SvmDevnet, ToolMissing
 from ..money import format_units
 from .output import bold, dim, error, wants_json, write_json
 from .status import ERROR, OK
@@ -22,7 +22,9 @@ _DESCRIPTION = """Start local chains on free loopback ports, an EVM chain and a 
 In a pipe or with --json it prints one line when ready:
   {"evm": {"rpc_url", "chain_id", "usdc", "accounts": [{"address", "private_key"}]},
    "svm": {"rpc_url", "network", "usdc", "accounts": [{"address", "secret_key"}]}}
-Where the Solana runtime is not built for this machine, "svm" is missing.
+Where the Solana runtime is not built for this machine, "svm" is missing. With --lightning two Lightning nodes are
+added, with a channel between them and LND's REST API; the first is the seller's, the second the payer's:
+   "lightning": {"network", "nodes": [{"url", "macaroon", "invoice_macaroon", "pubkey"}]}
 Account 0 is the seller's settlement wallet, account 1 a payer with 1 000 USDC. The keys are public and worth nothing.
 Runs until Ctrl-C or SIGTERM, and leaves nothing behind.
 """
@@ -39,6 +41,9 @@ def add(commands: Any) -> None:
         help="start local chains with funded accounts",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--lightning", action="store_true", help="also two Lightning nodes, the seller's and the payer's"
     )
     parser.add_argument("--json", action="store_true", help="one JSON line, on a terminal too")
     parser.set_defaults(run=run)
@@ -80,14 +85,17 @@ def run(arguments: argparse.Namespace) -> int:
     with Stoppable() as stop, contextlib.ExitStack() as stack:
         evm = stack.enter_context(EvmDevnet())
         svm = _solana(stack)
+        lightning = stack.enter_context(LightningDevnet()) if arguments.lightning else None
         if wants_json(arguments.json):
-            write_json({**evm.describe(), **(svm.describe() if svm else {})})
+            found = (each.describe() for each in (evm, svm, lightning) if each is not None)
+            write_json({name: said for described in found for name, said in described.items()})
         else:
-            _show(evm, svm)
-        while evm.running and (svm is None or svm.running):
+            _show(evm, svm, lightning)
+        running = {"EVM chain": evm, "Solana chain": svm, "pair of Lightning nodes": lightning}
+        while not (ended := [name for name, each in running.items() if each is not None and not each.running]):
             stop.check()
             time.sleep(0.5)
-        error("the EVM chain ended" if not evm.running else "the Solana chain ended")
+        error(f"the {ended[0]} ended")
         return ERROR
     return OK
 
@@ -100,7 +108,7 @@ def _solana(stack: contextlib.ExitStack) -> SvmDevnet | None:
         return None
 
 
-def _show(evm: EvmDevnet, svm: SvmDevnet | None) -> None:
+def _show(evm: EvmDevnet, svm: SvmDevnet | None, lightning: LightningDevnet | None) -> None:
     print(f"{bold('EVM')}  {evm.rpc_url}  chain {evm.chain_id} (eip155:{evm.chain_id})")
     _accounts(evm.usdc, [(each.address, each.private_key, evm.balance_of(each.address)) for each in evm.accounts])
     seller, payer = evm.accounts[:2]
@@ -111,6 +119,8 @@ def _show(evm: EvmDevnet, svm: SvmDevnet | None) -> None:
         _accounts(svm.usdc, [(each.address, each.secret_key, svm.balance_of(each.address)) for each in svm.accounts])
         lines += [f"X402KIT_SVM_RPC_URL={svm.rpc_url}", f"X402KIT_SVM_PAY_TO={svm.accounts[0].address}"]
         lines += [f"X402KIT_SVM_KEY={svm.accounts[0].secret_key}"]
+    if lightning is not None:
+        _nodes(lightning)
     print("\nFor a seller:")
     print(f"  export X402KIT_ENV=devnet {urls}")
     for line in lines:
@@ -120,6 +130,15 @@ def _show(evm: EvmDevnet, svm: SvmDevnet | None) -> None:
     if svm is not None:
         print(f"  export X402KIT_SVM_KEY={svm.accounts[1].secret_key}")
     print(f"\n{dim('The keys are public and worth nothing. Ctrl-C stops the chains.')}", flush=True)
+
+
+def _nodes(lightning: LightningDevnet) -> None:
+    print(f"\n{bold('Lightning')}  {lightning.network}")
+    print("     LND's REST API; the header Grpc-Metadata-macaroon authorizes\n")
+    for role, node in (("seller", lightning.seller), ("payer", lightning.payer)):
+        print(f"  {role:<12} {node.url}  {node.pubkey}")
+        print(f"               {dim(node.macaroon)}")
+        print(f"               {dim(node.invoice_macaroon)} {dim('(invoices only)')}")
 
 
 def _accounts(usdc: str, accounts: Sequence[tuple[str, str, int]]) -> None:

@@ -2,6 +2,17 @@
 
 from .errors import ChainRefused, DevnetError, ToolMissing
 from .evm import EvmAccount, EvmDevnet
+from .lightning import LightningDevnet, LightningNode
 from .svm import SvmAccount, SvmDevnet
 
-__all__ = ["ChainRefused", "DevnetError", "EvmAccount", "EvmDevnet", "SvmAccount", "SvmDevnet", "ToolMissing"]
+__all__ = [
+    "ChainRefused",
+    "DevnetError",
+    "EvmAccount",
+    "EvmDevnet",
+    "LightningDevnet",
+    "LightningNode",
+    "SvmAccount",
+    "SvmDevnet",
+    "ToolMissing",
+]

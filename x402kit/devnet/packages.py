@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .errors import ToolMissing
 
-__all__ = ["anvil", "installed", "node", "surfpool", "token_artifacts"]
+__all__ = ["anvil", "installed", "lightning", "node", "surfpool", "token_artifacts"]
 
 _SOURCE = Path(__file__).parent / "npm"
 _NPM_CI = ("ci", "--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error")
@@ -50,11 +50,16 @@ def surfpool() -> Path:
     return pinned
 
 
-def node() -> Path:
-    """Node.js: the machine's, or the one beside our Python. Raises ToolMissing."""
+def lightning() -> Path:
+    """The folder of the Lightning node, a module for Node.js (WebAssembly: for every machine). Raises ToolMissing."""
+    return installed() / "lightningdevkit"
+
+
+def node(what: str = "the local Solana") -> Path:
+    """Node.js: the machine's, or the one beside our Python. Raises ToolMissing, which names what needs it."""
     found = shutil.which("node", path=_path())
     if found is None:
-        raise ToolMissing(f"the local Solana needs Node.js: install it, or run: {_NODE_WHEEL}")
+        raise ToolMissing(f"{what} needs Node.js: install it, or run: {_NODE_WHEEL}")
     return Path(found)
 
 
