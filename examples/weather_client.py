@@ -10,7 +10,7 @@ from x402kit.client import Limits, Payer, payment_of
 
 url = sys.argv[1]
 payer = Payer(
-    evm_key=os.environ["X402KIT_EVM_KEY"],
+    evm_key=os.environ.get("X402KIT_EVM_KEY") or sys.exit("X402KIT_EVM_KEY is not set"),
     limits=Limits(per_call="$0.05", per_day="$5"),
     balance="first",  # from the balance, where there is enough of it; else by a payment
     allow_insecure=True,  # for plain http on this machine; leave it out elsewhere

@@ -1,6 +1,7 @@
 """A priced endpoint, whole: ``uvicorn examples.weather_server:app``."""
 
 import os
+import sys
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -10,10 +11,15 @@ from starlette.routing import Mount, Route
 from x402kit import Paywall
 from x402kit.networks import Base
 
+
+def variable(name: str) -> str:
+    return os.environ.get(name) or sys.exit(f"{name} is not set")
+
+
 base = Base(
-    pay_to=os.environ["X402KIT_EVM_PAY_TO"],  # who gets the money
-    key=os.environ["X402KIT_EVM_KEY"],  # the wallet that sends the transfers and pays their gas
-    rpc=os.environ["X402KIT_EVM_RPC_URL"],  # a node
+    pay_to=variable("X402KIT_EVM_PAY_TO"),  # who gets the money
+    key=variable("X402KIT_EVM_KEY"),  # the wallet that sends the transfers and pays their gas
+    rpc=variable("X402KIT_EVM_RPC_URL"),  # a node
 )
 paywall = Paywall(
     accepts=[base],

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -400,6 +401,11 @@ def test_without_a_command_the_usage_is_told(capsys: pytest.CaptureFixture[str])
         main([])
     assert ended.value.code == 2
     assert "usage: x402kit" in capsys.readouterr().err
+
+
+def test_the_version_is_the_distributions() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert run("--version") == Result(0, f"x402kit {project['version']}\n")
 
 
 def test_an_interrupt_is_no_traceback() -> None:

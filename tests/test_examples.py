@@ -593,3 +593,24 @@ def test_the_agent_without_a_seller(chain: EvmDevnet, tmp_path: Path) -> None:
     done = script("agent.py", "http://127.0.0.1:9", env=env, cwd=tmp_path)
     assert done.returncode == 1
     assert "Stopped: " in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["X402KIT_EVM_PAY_TO", "X402KIT_EVM_KEY", "X402KIT_EVM_RPC_URL"])
+def test_the_weather_says_what_to_set(missing: str, chain: EvmDevnet, tmp_path: Path) -> None:
+    env = {name: value for name, value in seller_of(chain, tmp_path / "unused.db").items() if name != missing}
+    said = failed("-m", "uvicorn", "examples.weather_server:app", "--app-dir", str(ROOT), env=env)
+    assert said == f"{missing} is not set\n"
+
+
+def test_the_weathers_client_says_what_to_set() -> None:
+    said = failed(str(ROOT / "examples" / "weather_client.py"), "http://127.0.0.1:8000/weather", env={})
+    assert said == "X402KIT_EVM_KEY is not set\n"
+
+
+def failed(*arguments: str, env: dict[str, str]) -> str:
+    """What a program says that can't start."""
+    done = subprocess.run(
+        (sys.executable, *arguments), env=environment(env), capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr

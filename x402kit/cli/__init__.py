@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import ConfigError, MissingExtra, X402KitError
 from . import demo, devnet, inspect, ledger, pay, wallet
@@ -19,9 +20,20 @@ from .status import ERROR, INTERRUPTED, USAGE
 __all__ = ["main"]
 
 
+class _Version(argparse.Action):
+    """``--version``; what is installed is looked up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"x402kit {version('x402kit-asgi')}")
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives its exit status."""
     parser = argparse.ArgumentParser(prog="x402kit", description="HTTP 402 payments: try, look at and make them.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (devnet, demo, inspect, pay, wallet, ledger):
         command.add(commands)
