@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ..client import Limits, Payer, Proposal
 from ..client.balance import Balance
-from ..devnet import EvmDevnet
+from ..devnet import EvmDevnet, SvmDevnet
 from ..devnet.errors import DevnetError
 from ..money import Asset
 from ..networks.assets import DEFAULTS
 from ..networks.evm import checksum, keccak
 
-__all__ = ["DemoRail", "EvmDemo", "Transfer"]
+__all__ = ["DemoRail", "EvmDemo", "OnChain", "Transfer"]
+
+C = TypeVar("C", EvmDevnet, SvmDevnet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,17 @@ class DemoRail(Protocol):
     ) -> None: ...
 
 
-class EvmDemo:
-    """USDC on a local copy of Base."""
+class OnChain(Generic[C]):
+    """USDC on a local chain: its first account is the seller's, its second the payer's."""
 
-    def __init__(self) -> None:
-        self._chain = EvmDevnet()
-        self.asset = DEFAULTS[f"eip155:{self._chain.chain_id}"]
-        self.seller, self.payer = (account.address for account in self._chain.accounts[:2])
+    _evm_key: str | None = None
+    _svm_key: str | None = None
+    """Whichever it is, the payer's."""
+
+    def __init__(self, chain: C, network: str) -> None:
+        self._chain: C = chain
+        self.asset = DEFAULTS[network]
+        self.seller, self.payer = (account.address for account in chain.accounts[:2])
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +85,29 @@ class EvmDemo:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._chain.stop()
+
+    def wallet(self, per_call: str, per_day: str, approve: Callable[[Proposal], bool], balance: Balance) -> Payer:
+        limits = Limits(per_call=per_call, per_day=per_day, networks=[self.asset.network])
+        return Payer(
+            self._evm_key,
+            svm_key=self._svm_key,
+            limits=limits,
+            approve=approve,
+            balance=balance,
+            allow_insecure=True,
+        )
+
+    def balance_of(self, address: str) -> int:
+        return self._chain.balance_of(address)
+
+
+class EvmDemo(OnChain[EvmDevnet]):
+    """USDC on a local copy of Base."""
+
+    def __init__(self) -> None:
+        chain = EvmDevnet()
+        super().__init__(chain, f"eip155:{chain.chain_id}")
+        self._evm_key = chain.accounts[1].private_key
 
     @property
     def about(self) -> str:
@@ -91,14 +120,6 @@ class EvmDemo:
             "X402KIT_EVM_PAY_TO": self.seller,
             "X402KIT_EVM_KEY": self._chain.accounts[0].private_key,
         }
-
-    def wallet(self, per_call: str, per_day: str, approve: Callable[[Proposal], bool], balance: Balance) -> Payer:
-        limits = Limits(per_call=per_call, per_day=per_day, networks=[self.asset.network])
-        key = self._chain.accounts[1].private_key
-        return Payer(key, limits=limits, approve=approve, balance=balance, allow_insecure=True)
-
-    def balance_of(self, address: str) -> int:
-        return self._chain.balance_of(address)
 
     def transfer(self, transaction: str) -> Transfer:
         receipt: Any = self._chain.rpc("eth_getTransactionReceipt", transaction)

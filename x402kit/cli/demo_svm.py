@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from ..client import Limits, Payer, Proposal
-from ..client.balance import Balance
 from ..devnet import SvmDevnet
 from ..devnet.errors import DevnetError
-from ..networks.assets import DEFAULTS
-from .demo_rails import Transfer
+from .demo_rails import OnChain, Transfer
 
 __all__ = ["SvmDemo"]
 
 
-class SvmDemo:
+class SvmDemo(OnChain[SvmDevnet]):
     """USDC on a local copy of Solana."""
 
     def __init__(self) -> None:
-        self._chain = SvmDevnet()
-        self.asset = DEFAULTS[self._chain.network]
-        self.seller, self.payer = (account.address for account in self._chain.accounts[:2])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._chain.stop()
+        chain = SvmDevnet()
+        super().__init__(chain, chain.network)
+        self._svm_key = chain.accounts[1].secret_key
 
     @property
     def about(self) -> str:
@@ -43,14 +30,6 @@ class SvmDemo:
             "X402KIT_SVM_PAY_TO": self.seller,
             "X402KIT_SVM_KEY": self._chain.accounts[0].secret_key,
         }
-
-    def wallet(self, per_call: str, per_day: str, approve: Callable[[Proposal], bool], balance: Balance) -> Payer:
-        limits = Limits(per_call=per_call, per_day=per_day, networks=[self.asset.network])
-        key = self._chain.accounts[1].secret_key
-        return Payer(svm_key=key, limits=limits, approve=approve, balance=balance, allow_insecure=True)
-
-    def balance_of(self, address: str) -> int:
-        return self._chain.balance_of(address)
 
     def transfer(self, transaction: str) -> Transfer:
         options = {"encoding": "jsonParsed", "commitment": "confirmed", "maxSupportedTransactionVersion": 0}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from ..networks.assets import default_asset
 from ..networks.evm import checksum
 from . import fiat_token, packages
+from .base import OTHER_FUNDS, PAYER_FUNDS, Chain
 from .contracts import answering_code, encode
 from .errors import DevnetError
 from .process import Server
-from .rpc import JsonRpc
 
 __all__ = ["ACCOUNTS", "EvmAccount", "EvmDevnet"]
 
@@ -57,11 +56,8 @@ ACCOUNTS: Final = (
     ),
 )
 
-_PAYER_FUNDS: Final = 1_000_000_000  # 1 000 USDC, atomic units
-_OTHER_FUNDS: Final = 10_000_000  # 10 USDC
 
-
-class EvmDevnet:
+class EvmDevnet(Chain):
     """A running chain. Use it in a ``with`` statement, or call ``stop()``; it also ends with its process.
 
     ``accounts[0]`` is the seller's settlement wallet (ETH, no USDC), ``accounts[1]`` a payer with 1 000 USDC, the
@@ -74,53 +70,24 @@ class EvmDevnet:
         if asset is None:
             raise DevnetError(f"no token is known for chain {chain_id}")
         self.chain_id, self.usdc, self.accounts = chain_id, asset.address, ACCOUNTS
+        self._asset = asset
         command = (str(packages.anvil()), "--host", "127.0.0.1", "--port", "0", "--chain-id", str(chain_id))
-        self._server = Server(command, ready="Listening on ")
-        port = self._server.announcement.rpartition(":")[2]
-        self.rpc_url = f"http://127.0.0.1:{port}"
-        self._rpc = JsonRpc(self.rpc_url.removeprefix("http://"))
-        try:
-            self.rpc("anvil_setLoggingEnabled", False)
-            fiat_token.install(self._rpc, asset)
-            self.mint(ACCOUNTS[1].address, _PAYER_FUNDS)
-            for account in ACCOUNTS[2:]:
-                self.mint(account.address, _OTHER_FUNDS)
-        except BaseException:
-            self.stop()
-            raise
+        server = Server(command, ready="Listening on ")
+        port = server.announcement.rpartition(":")[2]
+        super().__init__(server, f"http://127.0.0.1:{port}")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int:
-        """The node's process id."""
-        return self._server.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the node's process is there."""
-        return self._server.running
-
-    def stop(self) -> None:
-        """Ends the chain; its state is gone. May be called again."""
-        self._rpc.close()
-        self._server.stop()
+    def _fund(self) -> None:
+        self.rpc("anvil_setLoggingEnabled", False)
+        fiat_token.install(self._rpc, self._asset)
+        self.mint(ACCOUNTS[1].address, PAYER_FUNDS)
+        for account in ACCOUNTS[2:]:
+            self.mint(account.address, OTHER_FUNDS)
 
     def describe(self) -> dict[str, Any]:
         """What `x402kit devnet --json` prints of this chain."""
         accounts = [{"address": a.address, "private_key": a.private_key} for a in self.accounts]
         found = {"rpc_url": self.rpc_url, "chain_id": self.chain_id, "usdc": self.usdc, "accounts": accounts}
         return {"evm": found}
-
-    def rpc(self, method: str, *params: Any) -> Any:
-        """Any JSON-RPC call, those that control the node included. Raises ChainRefused for an error answer."""
-        return self._rpc(method, *params)
 
     # What a test does to the chain. The methods that send a transaction need the chain to mine by itself.
 

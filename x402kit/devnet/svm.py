@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from ..networks.assets import default_asset
 from ..protocols.base58 import b58encode
 from . import packages
+from .base import OTHER_FUNDS, PAYER_FUNDS, Chain
 from .errors import DevnetError
 from .evm import ACCOUNTS as EVM_ACCOUNTS
 from .process import Server
-from .rpc import JsonRpc
 
 __all__ = ["SvmAccount", "SvmDevnet"]
 
@@ -32,8 +31,6 @@ const net = Surfnet.startWithConfig(JSON.parse(process.argv[2]))
 console.log(JSON.stringify({ rpc_url: net.rpcUrl, ws_url: net.wsUrl }))
 setInterval(() => net.drainEvents(), 50)
 """
-_PAYER_FUNDS: Final = 1_000_000_000  # 1 000 USDC, atomic units
-_OTHER_FUNDS: Final = 10_000_000  # 10 USDC
 _LAMPORTS: Final = 100 * 10**9
 _MINT_LAMPORTS: Final = 1_461_600
 """What exempts a mint's 82 bytes from rent."""
@@ -54,7 +51,7 @@ def _account(seed: bytes) -> SvmAccount:
     return SvmAccount(b58encode(public), b58encode(seed + public))
 
 
-class SvmDevnet:
+class SvmDevnet(Chain):
     """A running chain. Use it in a ``with`` statement, or call ``stop()``; it also ends with its process.
 
     ``accounts[0]`` is the seller's settlement wallet (SOL, no USDC), ``accounts[1]`` a payer with 1 000 USDC and no
@@ -69,48 +66,16 @@ class SvmDevnet:
         self.accounts = tuple(_account(bytes.fromhex(each.private_key[2:])) for each in EVM_ACCOUNTS)
         config = json.dumps({"offline": True, "blockProductionMode": "clock", "slotTimeMs": slot_ms})
         command = (str(packages.node()), "-e", _START, str(packages.surfpool()), config)
-        self._server = Server(command, ready='"rpc_url"')
-        said: dict[str, str] = json.loads(self._server.announcement)
-        self.rpc_url, self.ws_url = said["rpc_url"], said["ws_url"]
-        self._rpc = JsonRpc(self.rpc_url.removeprefix("http://"))
-        try:
-            self._fund()
-        except BaseException:
-            self.stop()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int:
-        """The node's process id."""
-        return self._server.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the node's process is there."""
-        return self._server.running
-
-    def stop(self) -> None:
-        """Ends the chain; its state is gone. May be called again."""
-        self._rpc.close()
-        self._server.stop()
+        server = Server(command, ready='"rpc_url"')
+        said: dict[str, str] = json.loads(server.announcement)
+        self.ws_url = said["ws_url"]
+        super().__init__(server, said["rpc_url"])
 
     def describe(self) -> dict[str, Any]:
         """What `x402kit devnet --json` prints of this chain."""
         accounts = [{"address": a.address, "secret_key": a.secret_key} for a in self.accounts]
         found = {"rpc_url": self.rpc_url, "network": self.network, "usdc": self.usdc, "accounts": accounts}
         return {"svm": found}
-
-    def rpc(self, method: str, *params: Any) -> Any:
-        """Any JSON-RPC call, those that control the node included. Raises ChainRefused for an error answer."""
-        return self._rpc(method, *params)
 
     # What a test does to the chain
 
@@ -154,7 +119,7 @@ class SvmDevnet:
             raise DevnetError("the local Solana is not healthy")
         self.set_mint(self.usdc)
         for index, account in enumerate(self.accounts):
-            self.set_tokens(account.address, (0, _PAYER_FUNDS)[index] if index < 2 else _OTHER_FUNDS)
+            self.set_tokens(account.address, (0, PAYER_FUNDS)[index] if index < 2 else OTHER_FUNDS)
         self.set_lamports(self.accounts[0].address, _LAMPORTS)
 
 
