@@ -6,13 +6,27 @@ conversion to atomic units always rounds up, so that a charge never falls short 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, Inexact, InvalidOperation, localcontext
+from fractions import Fraction
+from typing import NamedTuple
 
 from .errors import ConfigError
 
-__all__ = ["MAX_AMOUNT", "UINT256_MAX", "Asset", "Usd", "format_units", "parse_atomic", "parse_units", "usd"]
+__all__ = [
+    "MAX_AMOUNT",
+    "UINT256_MAX",
+    "Asset",
+    "Pegged",
+    "Usd",
+    "Worth",
+    "format_units",
+    "parse_atomic",
+    "parse_units",
+    "usd",
+]
 
 UINT256_MAX = 2**256 - 1
 MAX_AMOUNT = 2**63 - 1
@@ -84,6 +98,27 @@ class Usd:
         """Atomic units of a dollar-pegged asset with ``decimals``, rounded up."""
         with localcontext(_ROUNDING):
             return int(self.value.scaleb(decimals).to_integral_value(ROUND_CEILING))
+
+
+class Pegged(NamedTuple):
+    """The rate of an asset that is a dollar, with so many decimals."""
+
+    decimals: int
+
+    def atomic(self, amount: Usd) -> int:
+        """Atomic units for an amount of dollars, rounded up."""
+        return amount.atomic(self.decimals)
+
+
+class Worth(NamedTuple):
+    """A rate of any other asset: ``units`` atomic units are worth ``usd``, which is above zero."""
+
+    units: int
+    usd: Usd
+
+    def atomic(self, amount: Usd) -> int:
+        """Atomic units for an amount of dollars, rounded up."""
+        return math.ceil(Fraction(amount.value) * self.units / Fraction(self.usd.value))
 
 
 def _is_price(text: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -11,9 +12,13 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import PaymentRefused, ServerError
 from ..model import Claim, Hold, Json, SettlementResponse
+from ..paywall.admission import Via
 from ..paywall.challenge import Challenge
 from ..paywall.sale import Charged, Sale
+from ..protocols.authorization import AUTHORIZATION_HEADERS
 from ..protocols.encoding import b64encode, dump_json
+from ..protocols.payment_auth import PROBLEMS
+from ..protocols.payment_auth import receipt_header as payment_receipt
 from ..protocols.siwx import PROOF_HEADERS
 from ..protocols.x402 import EXPOSED_HEADERS, PAYMENT_HEADERS, encode_header, receipt_header, settlement_json
 
@@ -32,13 +37,17 @@ __all__ = [
 Headers = list[tuple[bytes, bytes]]
 
 EXPOSED: Final = ", ".join(EXPOSED_HEADERS).encode()
-VARY: Final = ", ".join(sorted(name.decode() for name in (*PAYMENT_HEADERS, *PROOF_HEADERS))).encode()
+VARY: Final = ", ".join(
+    sorted(name.decode() for name in (*PAYMENT_HEADERS, *PROOF_HEADERS, *AUTHORIZATION_HEADERS))
+).encode()
 COMMON: Final[Headers] = [
     (b"cache-control", b"no-store"),
     (b"vary", VARY),
     (b"access-control-expose-headers", EXPOSED),
 ]
 _JSON: Final = (b"content-type", b"application/json")
+_PROBLEM: Final = (b"content-type", b"application/problem+json")
+_V2: Final = Via()
 _DETAIL_MAX: Final = 300
 EXTENSION: Final = "x402kit"
 """The key under which a receipt's ``extensions`` say what a call cost (amounts as text, atomic units)."""
@@ -61,12 +70,26 @@ class Answer:
 
 
 def challenge(made: Challenge, error: PaymentRefused | None = None) -> Answer:
-    """402: certain that no money moved. After a payment that failed it carries the failure as a receipt."""
-    headers: Headers = [_JSON, *COMMON, (b"payment-required", made.header)]
+    """402: certain that no money moved. After a payment that failed it carries the failure as a receipt.
+
+    With challenges of HTTP authentication, each in a field of its own, the body is a problem document as well.
+    """
+    headers: Headers = [_PROBLEM if made.lines else _JSON, *COMMON]
+    if made.header:
+        headers.append((b"payment-required", made.header))
+    headers += [(b"www-authenticate", line) for _, line in made.lines]
     if error is not None and error.network:
         failed = SettlementResponse(False, error.network, error.reference, error_reason=error.reason)
         headers.append((b"payment-response", encode_header(settlement_json(failed)).encode()))
-    return Answer(402, headers, made.body)
+    return Answer(402, headers, _problem_with(made.body, error) if made.lines else made.body)
+
+
+def _problem_with(body: bytes, error: PaymentRefused | None) -> bytes:
+    kind, title, detail = "payment-required", "Payment Required", "Pay one of the challenges of this answer."
+    if error is not None:
+        kind, title, detail = "verification-failed", error.code, error.hint
+    problem = dump_json({"type": PROBLEMS[kind], "title": title, "status": 402, "detail": detail})
+    return b"%b,%b" % (problem[:-1], body[1:])
 
 
 def sign_in(text: str) -> Answer:
@@ -96,7 +119,7 @@ def problem(error: ServerError, sale: Sale | None = None) -> Answer:
     }
     if error.reference:
         document["reference"] = error.reference
-    headers: Headers = [(b"content-type", b"application/problem+json"), *COMMON]
+    headers: Headers = [_PROBLEM, *COMMON]
     if error.money == "unknown":
         headers.append((b"payment-outcome", b"unknown"))
     if error.retry_after is not None:
@@ -106,16 +129,19 @@ def problem(error: ServerError, sale: Sale | None = None) -> Answer:
     return Answer(error.status, headers, dump_json(document))
 
 
-def receipt_headers(receipt: SettlementResponse, x402_version: int, extensions: Json | None = None) -> Headers:
-    """PAYMENT-RESPONSE, and X-PAYMENT-RESPONSE for a client of v1."""
+def receipt_headers(receipt: SettlementResponse, via: Via = _V2, extensions: Json | None = None) -> Headers:
+    """PAYMENT-RESPONSE; X-PAYMENT-RESPONSE for a client of v1, Payment-Receipt for one of the ``Payment`` scheme."""
     terms = (receipt.network, receipt.transaction, receipt.payer, receipt.amount or 0)
     if extensions:
         text = encode_header({**settlement_json(receipt), "extensions": extensions}).encode()
     else:
         text = receipt_header(*terms)
     headers: Headers = [(b"payment-response", text)]
-    if x402_version == 1:
+    if via.version == 1:
         headers.append((b"x-payment-response", receipt_header(*terms, v1=True)))
+    elif via.challenge:
+        told = payment_receipt(via.method, receipt.transaction, int(time.time()), via.challenge)
+        headers.append((b"payment-receipt", told))
     return headers
 
 
@@ -123,15 +149,15 @@ def sale_headers(sale: Sale, outcome: Charged | None) -> Headers:
     """The receipt of a sale. Where more is to be said than what was paid, it says what the call cost of it, and what
     became of the rest: ``charged`` is missing while that is not known, as at the head of a stream.
     """
-    receipt, version = sale.receipt, sale.x402_version
+    receipt, via = sale.receipt, sale.via
     if not sale.itemised and (outcome is None or not outcome.returned):
-        return receipt_headers(receipt, version)
+        return receipt_headers(receipt, via)
     said = {"source": sale.source, "reserved": str(sale.amount)}
     if outcome is not None:
         said |= {"charged": str(outcome.charged), "returned": str(outcome.returned)}
         if sale.source == "balance":
             receipt = receipt._replace(amount=outcome.charged)
-    return receipt_headers(receipt, version, {EXTENSION: said})
+    return receipt_headers(receipt, via, {EXTENSION: said})
 
 
 def _told_again(kept: Claim | Hold) -> Headers:
@@ -141,10 +167,10 @@ def _told_again(kept: Claim | Hold) -> Headers:
         said |= {"charged": str(kept.captured), "returned": str(max(kept.amount - kept.captured, 0))}
     if isinstance(kept, Claim):
         receipt = SettlementResponse(True, kept.network, kept.reference, kept.payer, kept.amount)
-        return receipt_headers(receipt, 2, {EXTENSION: {"source": "payment", **said}})
+        return receipt_headers(receipt, extensions={EXTENSION: {"source": "payment", **said}})
     network, _, wallet = kept.owner.rpartition(":")
     receipt = SettlementResponse(True, network, "", wallet, kept.captured)
-    return receipt_headers(receipt, 2, {EXTENSION: {"source": "balance", **said}})
+    return receipt_headers(receipt, extensions={EXTENSION: {"source": "balance", **said}})
 
 
 def with_common(given: Iterable[tuple[bytes, bytes]], ours: Collection[bytes]) -> Headers:
@@ -178,7 +204,7 @@ def _unpack_headers(packed: bytes) -> Headers:
 _DROPPED: Final = frozenset((b"content-length", b"transfer-encoding", b"date", b"connection"))
 
 
-def replay(kept: Claim | Hold, receipt: SettlementResponse | None, x402_version: int = 2) -> Answer:
+def replay(kept: Claim | Hold, receipt: SettlementResponse | None, via: Via = _V2) -> Answer:
     """200 replay: the stored answer again, or, when it is no longer kept, a word about it. The handler does not run."""
     headers = [pair for pair in _unpack_headers(kept.headers) if pair[0].lower() not in _DROPPED]
     status, body = kept.status, kept.body
@@ -192,5 +218,5 @@ def replay(kept: Claim | Hold, receipt: SettlementResponse | None, x402_version:
             headers += _told_again(kept)
     headers.append((b"payment-replayed", b"true"))
     if receipt is not None and not any(name == b"payment-response" for name, _ in headers):
-        headers += receipt_headers(receipt, x402_version)
+        headers += receipt_headers(receipt, via)
     return Answer(status, headers, body)

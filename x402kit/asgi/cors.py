@@ -23,6 +23,8 @@ _REQUEST_HEADERS: Final = (
     "SIGN-IN-WITH-X",
     "X-Sign-In-With-X",
     "Idempotency-Key",
+    "Authorization",
+    "Payment-Authorization",
 )
 
 

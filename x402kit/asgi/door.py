@@ -14,19 +14,33 @@ from typing import Protocol
 
 from starlette.types import Receive
 
-from ..errors import InsufficientBalance, MalformedPayment, OutcomeUnknown, PaymentRefused, PaymentUsed, ServerError
+from ..errors import (
+    InsufficientBalance,
+    MalformedPayment,
+    OutcomeUnknown,
+    PaymentRefused,
+    PaymentUsed,
+    RailUnavailable,
+    ServerError,
+)
 from ..ledger.port import Store
 from ..model import Claim, Hold
-from ..paywall.admission import Admission, Admissions
-from ..paywall.balances import Balances, idempotency_key
+from ..money import Worth
+from ..networks.lightning_port import is_lightning
+from ..paywall.admission import Admission, Admissions, read_payment
+from ..paywall.balances import Balances, Replay, idempotency_key
 from ..paywall.binding import Binding
-from ..paywall.challenge import Challenges
-from ..paywall.sale import BalanceSale, PaymentSale, Sale
+from ..paywall.challenge import Challenge, Challenges
+from ..paywall.credentials import Credentials, Paying
+from ..paywall.sale import BalanceSale, PassSale, PaymentSale, Sale
+from ..pricing import Quote
+from ..protocols.authorization import Found, find_authorization
 from ..protocols.siwx import find_proof
 from ..protocols.x402 import find_payment
 from . import answers
 from .answers import Answer
 from .body import body_digest, read_body
+from .counter import Counter
 from .request import PricedRequest
 from .serving import Serving
 from .wallet_places import Place, Places
@@ -45,6 +59,8 @@ class Till(Protocol):
     challenges: Challenges
     admissions: Admissions
     balances: Balances
+    credentials: Credentials
+    counter: Counter | None
     running: bool
     serving: Serving
 
@@ -75,37 +91,66 @@ class Door:
         """The gate's own answer; or the right to be served; or a payment that becomes balance."""
         resource, headers = request.resource, request.scope["headers"]
         raw = find_payment(headers)
-        proof = None if resource.credits else find_proof(headers)
-        if raw is not None and proof is not None:
+        proof = shown = None
+        if not resource.credits:
+            proof, shown = find_proof(headers), find_authorization(headers)
+        if [raw, proof, shown].count(None) < 2:
             raise MalformedPayment("two_ways_of_paying")
         if resource.price.needs_body:
             request.body = await read_body(receive, resource.body_limit, resource.body_seconds)
         if proof is not None:
             return await self._admit_balance(request, receive, proof)
+        if shown is not None:
+            return await self._admit_shown(request, receive, shown)
         if raw is None:
             return await self._challenge(request, None)
         # What the call costs must be known before anything is settled for it.
         quoted = await request.quote() if resource.metered else None
         request.shown = True
-        till = self._till
-        admission = await till.admissions.admit(resource, request.binding(), raw, request.ceiling, request.caller)
+        admission = await self._till.admissions.admit(
+            resource, request.binding().fingerprint(), raw, read_payment(raw), request.ceiling, request.caller
+        )
         if resource.credits:
             return admission
+        return await self._admitted(request, receive, admission, quoted)
+
+    async def _admit_shown(self, request: PricedRequest, receive: Receive, shown: Found) -> Answer | Sale:
+        """A credential of the scheme L402, or ``Payment``."""
+        quoted = await request.quote()
+        key = idempotency_key(request.scope["headers"])
+        bound = request.binding().fingerprint()
+        request.shown = True
+        paying = Paying(request.resource, bound, request.ceiling, request.caller, key)
+        admitted = await self._till.credentials.admit(shown, paying)
+        if isinstance(admitted, Admission):
+            return await self._admitted(request, receive, admitted, quoted)
+        return await self._held(request, receive, admitted)
+
+    async def _admitted(
+        self, request: PricedRequest, receive: Receive, admission: Admission, quoted: Quote | None
+    ) -> Answer | Sale:
+        claim, till = admission.claim, self._till
         if admission.replay:
-            claim = admission.claim
             await self._check_body(claim, claim.reference, request, receive)
-            return answers.replay(claim, admission.receipt, admission.x402_version)
-        decimals, fee = till.challenges.decimals(admission.claim), None
-        if quoted is not None and quoted.meter is not None:
-            fee = till.challenges.fee(admission.claim, quoted.ceiling)
-        return PaymentSale(admission, till.admissions, till.store, decimals, fee)
+            return answers.replay(claim, admission.receipt, admission.via)
+        fee, rate = None, None
+        if quoted is not None and is_lightning(claim.network):
+            fee, rate = None if quoted.meter is None else 0, Worth(claim.amount, quoted.ceiling)
+        elif quoted is not None and quoted.meter is not None:
+            fee = till.challenges.fee(claim, quoted.ceiling)
+        return PaymentSale(admission, till.admissions, till.store, till.challenges.asset(claim), fee, rate)
 
     async def _admit_balance(self, request: PricedRequest, receive: Receive, proof: bytes) -> Answer | Sale:
         quoted = await request.quote()
         key = idempotency_key(request.scope["headers"])
         bound = request.binding().fingerprint()
         admitted = await self._till.balances.admit(request.resource, bound, proof, quoted.ceiling, key)
-        if isinstance(admitted, BalanceSale):
+        return await self._held(request, receive, admitted)
+
+    async def _held(
+        self, request: PricedRequest, receive: Receive, admitted: BalanceSale | PassSale | Replay
+    ) -> Answer | Sale:
+        if not isinstance(admitted, Replay):
             return admitted
         hold = admitted.hold
         await self._check_body(hold, hold.request_id, request, receive)
@@ -126,16 +171,27 @@ class Door:
             return self._top_up(request, error, place, now)
         quoted = await request.quote()
         url = request.url()
-        made = self._till.challenges.issue(
-            request.resource,
-            request.binding(),
-            quoted.ceiling,
-            url,
-            now,
-            description=quoted.description,
-            error=error.reason if error else "Payment required",
-            sign_in=proofs.challenge_text(now, url) if proofs and not request.resource.credits else "",
-        )
+        asked, trouble = request.resource, None
+        try:
+            made = self._till.challenges.issue(
+                asked,
+                request.binding(),
+                quoted.ceiling,
+                url,
+                now,
+                description=quoted.description,
+                error=error.reason if error else "Payment required",
+                sign_in=proofs.challenge_text(now, url) if proofs and not asked.credits else "",
+                networks=asked.networks,
+            )
+        except RailUnavailable as e:  # Lightning may be there all the same
+            made, trouble = Challenge.bare(e.reason), e
+        if self._till.counter is not None and not asked.credits:
+            made = await self._till.counter.over_lightning(made, request, quoted, trouble)
+        elif trouble is not None:
+            raise trouble
+        if made.lines and (accept := request.header(b"accept-payment")):
+            made = made.wanted(accept)
         if place is None:
             return answers.challenge(made, error)
         return place.service.shape.challenge(made, error, place.url)
@@ -156,7 +212,7 @@ class Door:
             now,
             error=error.reason,
             sign_in=till.balances.proofs.challenge_text(now, request.url()),
-            network=network,
+            networks=(network,),
         )
         return service.shape.shortfall(made, error, price, asset, place.url)
 

@@ -174,7 +174,7 @@ class Gate:
             return
         claim, receipt = admission.claim, admission.receipt
         paid = PaidCall(claim.payer, claim.amount, claim.network, claim.asset, resource.id, receipt, entry=entry)
-        ours = answers.receipt_headers(receipt, admission.x402_version)
+        ours = answers.receipt_headers(receipt, admission.via)
         if admission.replay:
             ours.append((b"payment-replayed", b"true"))
 

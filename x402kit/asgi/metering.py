@@ -94,9 +94,9 @@ class Metering:
     def cost(self, end: End) -> int | None:
         """In atomic units, rounded up; None for all of a fixed price."""
         paid, quote = self.paid, self._quote
-        decimals = self._sale.decimals
+        rate = self._sale.rate
         if paid.cost is not None and end not in (End.UNCHARGED, End.FAILED_BEFORE):
-            return paid.cost.atomic(decimals)
+            return rate.atomic(paid.cost)
         if quote is None:  # a fixed price, surcharge and all
             return None if end in _CALLERS else 0
         usage, delivered = paid.usage, _NOTHING
@@ -104,7 +104,7 @@ class Metering:
             usage = usage or self._reader.usage()
             delivered = self._reader.delivered
         self._used = usage
-        return charge(end, usage, delivered, quote).atomic(decimals)
+        return rate.atomic(charge(end, usage, delivered, quote))
 
     def kept(self, expected: Charged | None, body: bytes | None) -> bytes | None:
         """The copy that is kept, with its bill; the balance after it is not known yet."""
@@ -140,19 +140,19 @@ class Metering:
         return held + b"\n\nevent: error\ndata: " + dump_json({"error": said}) + b"\n\n"
 
     def _bill(self, outcome: Charged) -> dict[str, Any]:
-        decimals, used = self._sale.decimals, self._used
+        decimals, coin, used = self._sale.decimals, self._sale.symbol.lower(), self._used
         made: dict[str, Any] = {
             "billing_source": self._sale.source,
             "request_id": self.paid.request_id,
-            "reserved_usdc": format_units(outcome.amount, decimals),
-            "charged_usdc": format_units(outcome.charged, decimals),
-            "refunded_usdc": format_units(outcome.returned, decimals),
+            f"reserved_{coin}": format_units(outcome.amount, decimals),
+            f"charged_{coin}": format_units(outcome.charged, decimals),
+            f"refunded_{coin}": format_units(outcome.returned, decimals),
         }
         if used is not None and used.has_tokens and not used.absurd:
             # What was counted, by class: reasoning, which nobody sees, is part of the output (H10).
             made["tokens"] = {name: getattr(used, name) for name in _CLASSES}
         if outcome.balance is not None:
-            made["wallet_balance_after_usdc"] = format_units(outcome.balance, decimals)
+            made[f"wallet_balance_after_{coin}"] = format_units(outcome.balance, decimals)
         return made
 
 

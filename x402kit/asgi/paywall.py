@@ -17,21 +17,29 @@ from ..ledger.port import Store
 from ..model import Account, Claim, Entry, Hold
 from ..money import Usd, usd
 from ..networks.assets import TESTNETS
+from ..networks.lightning import Lightning
+from ..networks.lightning_port import REGTEST
 from ..networks.port import Rail, paying
 from ..paywall.admission import Admissions
 from ..paywall.balances import Balances
+from ..paywall.bearer import Bearers
 from ..paywall.binding import Quotes
 from ..paywall.challenge import Challenges
+from ..paywall.credentials import Credentials
+from ..paywall.invoices import Invoices
 from ..paywall.keeper import Keeper
 from ..paywall.links import Links
 from ..paywall.payouts import Payouts
 from ..paywall.proofs import Proofs, Proven, wallets_of
 from ..paywall.recovery import Recovery
 from ..paywall.resource import Resource
+from ..paywall.scheme import Scheme
 from ..paywall.settlement import Settler
+from ..paywall.tokens import Tokens
 from ..pricing import PriceLike, price_of
 from . import answers
 from .answers import Answer
+from .counter import Counter
 from .gate import Gate
 from .marks import PriceDependency, mark
 from .routes import Routes, Rule
@@ -67,28 +75,27 @@ class Paywall:
     challenges: Challenges
     admissions: Admissions
     balances: Balances
+    credentials: Credentials
+    counter: Counter | None = None
 
     def __init__(
         self,
-        accepts: Sequence[Rail],
+        accepts: Sequence[Rail | Lightning],
         ledger: str | os.PathLike[str] | Store = "payments.db",
         *,
         origin: str = "",
         service: str = "x402kit",
         secret: bytes | str | Sequence[bytes] | None = None,
+        protocols: Sequence[str] = ("x402", "l402", "payment"),
         strict: bool = True,
         drain_seconds: float = 10,
         settle_seconds: float = 25,
         reconcile_seconds: float = 5,
     ) -> None:
-        if not accepts:
-            raise ConfigError("a paywall needs at least one rail to be paid on")
-        if len({rail.network in TESTNETS for rail in accepts}) > 1:
-            raise ConfigError("a paywall takes real money or test money, not both (L07)")
-        if len({(rail.network, rail.asset.address) for rail in accepts}) > len({rail.network for rail in accepts}):
-            # What a payment leaves over must be where its payer's proof finds it.
-            raise ConfigError("a paywall takes one asset on each network: balances are kept in it")
-        self.rails = tuple(accepts)
+        _check_rails(accepts)
+        self.rails = tuple(rail for rail in accepts if not isinstance(rail, Lightning))
+        self.lightning = next((rail for rail in accepts if isinstance(rail, Lightning)), None)
+        self._protocols = tuple(protocols)
         self.store = store_of(ledger)
         self.origin = _origin(origin)
         self.service = service
@@ -111,7 +118,7 @@ class Paywall:
             wait_seconds=settle_seconds,
             every=reconcile_seconds,
             lost=self.store.write_off,
-            also=(Keeper(self.store).tidy, self._payouts.reconcile, self._recovery.check),
+            also=(Keeper(self.store).tidy, self._payouts.reconcile, self._recovery.check, self._check_invoices),
         )
 
     def paid(self, price: PriceLike, **options: Any) -> Callable[[F], F]:
@@ -132,8 +139,15 @@ class Paywall:
         return PriceDependency(self._resource(id, price, options))
 
     def _resource(self, name: str, price: Any, options: dict[str, Any]) -> Resource:
-        made = _resource(name, price, options)
+        made = self._unmarked(name, price, options)
         self._marks.append(made)
+        return made
+
+    def _unmarked(self, name: str, price: Any, options: Mapping[str, Any]) -> Resource:
+        made = _resource(name, price, {"protocols": self._protocols, **options})
+        known = {rail.network for rail in (*self.rails, self.lightning) if rail is not None}
+        if not known.issuperset(made.networks):
+            raise ConfigError(f"{name}: the paywall has no rail on some of {', '.join(made.networks)}")
         return made
 
     def protect(self, app: ASGIApp, prices: Mapping[str, Any] | None = None) -> Gate:
@@ -142,7 +156,7 @@ class Paywall:
         A value is a price, or a dict of ``price`` and the fields of ``Resource``. A rule or mark that names no route
         of the app is an ``UnmatchedRule`` when the app starts, unless ``strict=False``.
         """
-        rules = [_rule(text, value) for text, value in (prices or {}).items()]
+        rules = [Rule.parse(text, self._unmarked(text, *_rule(text, value))) for text, value in (prices or {}).items()]
         alone = not self._gates
 
         def make_routes() -> Routes:
@@ -173,11 +187,15 @@ class Paywall:
         try:
             for rail in self.rails:
                 await rail.start()
+            if self.lightning is not None:
+                await self.lightning.start()
             secrets = self._secrets or (await self.store.secret(),)
-            self.challenges = Challenges(self.rails, Quotes(*secrets))
+            scheme = Scheme(*secrets, realm=urlsplit(self.origin).netloc or self.service)
+            self.challenges = Challenges(self.rails, Quotes(*secrets), scheme)
             self._links = Links(secrets, origin=self.origin)
             self.balances = self._balances(secrets)
             self.admissions = Admissions(self.store, self.challenges, self._settler)
+            self.credentials = self._credentials(secrets, scheme)
             await self._settler.start()
         except BaseException:
             await self._shut()
@@ -193,6 +211,19 @@ class Paywall:
             contract_wallets=wallets_of(self.rails),
         )
         return Balances(self.store, proofs, assets)
+
+    def _credentials(self, secrets: Sequence[bytes], scheme: Scheme) -> Credentials:
+        tokens, bearers = Tokens(*secrets, service=self.service), None
+        if self.lightning is not None:
+            invoices = Invoices(self.store, self.lightning)
+            invoices.start()
+            self.counter = Counter(invoices, tokens, scheme)
+            bearers = Bearers(self.store, invoices, self.admissions, self.balances)
+        return Credentials(self.admissions, scheme, tokens, bearers)
+
+    async def _check_invoices(self) -> None:
+        if self.counter is not None:
+            await self.counter.invoices.check()
 
     def wallet_service(
         self,
@@ -233,7 +264,11 @@ class Paywall:
         Raises ``HoldEnded`` when it was ended before, or its time was over: nothing moves then.
         """
         hold = await self._job(job)
-        units = (usd(cost) if isinstance(cost, str) else cost).atomic(self._decimals_of(hold))
+        amount = usd(cost) if isinstance(cost, str) else cost
+        if self.lightning is not None and hold.owner.startswith(self.lightning.network):
+            units = self.lightning.rate().atomic(amount)
+        else:
+            units = amount.atomic(self._decimals_of(hold))
         return await self.store.capture(hold.id, units)
 
     async def void(self, job: str) -> Entry:
@@ -281,6 +316,11 @@ class Paywall:
         return self._links
 
     async def _shut(self) -> None:
+        if self.counter is not None:
+            await self.counter.invoices.close()
+            self.counter = None
+        if self.lightning is not None:
+            await self.lightning.close()
         for rail in self.rails:
             await rail.close()
         await self.store.close()
@@ -313,6 +353,8 @@ class Paywall:
 def _resource(name: str, price: Any, options: Mapping[str, Any]) -> Resource:
     options = dict(options)
     needs_body, metered = options.pop("needs_body", None), options.pop("metered", False)
+    for several in ("networks", "protocols"):
+        options[several] = tuple(options.get(several, ()))
     names = options.get("headers", ())
     if isinstance(names, str):
         raise ConfigError(f"{name}: headers is a list of names")
@@ -325,11 +367,24 @@ def _resource(name: str, price: Any, options: Mapping[str, Any]) -> Resource:
         raise ConfigError(f"{name}: {e}") from e
 
 
-def _rule(text: str, value: Any) -> Rule:
+def _check_rails(rails: Sequence[Rail | Lightning]) -> None:
+    if not rails:
+        raise ConfigError("a paywall needs at least one rail to be paid on")
+    # Regtest, a chain on this machine, goes with either: a local EVM chain has a real one's number.
+    if len({rail.network in TESTNETS for rail in rails if rail.network != REGTEST}) > 1:
+        raise ConfigError("a paywall takes real money or test money, not both (L07)")
+    if len({(rail.network, rail.asset.address) for rail in rails}) > len({rail.network for rail in rails}):
+        # What a payment leaves over must be where its payer's proof finds it.
+        raise ConfigError("a paywall takes one asset on each network: balances are kept in it")
+    if sum(isinstance(rail, Lightning) for rail in rails) > 1:
+        raise ConfigError("a paywall takes one Lightning node")
+
+
+def _rule(text: str, value: Any) -> tuple[Any, dict[str, Any]]:
     options: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"price": value}  # pyright: ignore[reportUnknownArgumentType]  # what the seller wrote
     if "price" not in options:
         raise ConfigError(f"{text}: no price")
-    return Rule.parse(text, _resource(text, options.pop("price"), options))
+    return options.pop("price"), options
 
 
 def _origin(text: str) -> str:

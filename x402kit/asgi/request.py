@@ -62,6 +62,10 @@ class PricedRequest:
         found = [pair for pair in self.scope["headers"] if pair[0] in _SECRETS]
         return hashlib.sha256(repr(sorted(found)).encode()).digest() if found else b""
 
+    def header(self, name: bytes) -> str:
+        """A header's value, all that came joined by commas; empty where there is none."""
+        return ", ".join(value.decode("latin-1") for key, value in self.scope["headers"] if key == name)
+
     @property
     def bodyless(self) -> bool:
         """Whether it says that it has no body, so that reading it waits for nothing."""

@@ -105,8 +105,13 @@ class GasMeter(Meter):
     def __init__(
         self, policy: GasPolicy, chain: Chain, fees: Fees, asset: Asset, clock: Callable[[], float] = time.time
     ) -> None:
-        seconds = {"window_seconds": policy.window_seconds, "stale_seconds": policy.stale_seconds}
-        super().__init__(asset.network, self._wei_cost, clock=clock, **seconds)
+        super().__init__(
+            asset.network,
+            self._wei_cost,
+            window_seconds=policy.window_seconds,
+            stale_seconds=policy.stale_seconds,
+            clock=clock,
+        )
         self._policy, self._chain, self._fees, self._asset = policy, chain, fees, asset
         known = chain_id(asset.network) in _OP_STACK
         self._l1 = known if policy.l1_fee is None else policy.l1_fee

@@ -1,6 +1,6 @@
-"""A settlement's cost inside the price, constant in each window of time, whatever the chain.
+"""A figure that prices depend on, constant in each window of time: a settlement's cost, or what a coin is worth.
 
-A cost that can't be read leaves the last one standing for a bounded time; then the rail is not ready (503).
+One that can't be read leaves the last one standing for a bounded time; then the rail is not ready (503).
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class Meter:
         window_seconds: int,
         stale_seconds: int,
         clock: Callable[[], float] = time.time,
+        what: str = "gas price",
     ) -> None:
         """``cost`` gives atomic units of the asset, or raises what rpc.py raises, ``RailUnavailable``, ValueError."""
-        self._network, self._cost, self._clock = network, cost, clock
+        self._network, self._cost, self._clock, self._what = network, cost, clock, what
         self._window, self._stale = window_seconds, stale_seconds
         self._value: int | None = None
         self._read_at = 0
@@ -43,10 +44,15 @@ class Meter:
         self._before: list[tuple[int, int]] = []
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def read_at(self) -> int:
+        """When the figure of now was read."""
+        return self._read_at
+
     def surcharge(self) -> int:
         """Atomic units. ``RailUnavailable`` where no price was ever read: better no offer than one at a loss."""
         if self._value is None:
-            raise RailUnavailable(detail="no gas price was read yet")
+            raise RailUnavailable(detail=f"no {self._what} was read yet")
         return self._value
 
     def surcharges(self) -> tuple[int, ...]:
@@ -58,7 +64,7 @@ class Meter:
     def check(self) -> None:
         """Raises ``RailUnavailable`` when the last price is too old to settle on."""
         if self._value is None or self._now() - self._read_at > self._window + self._stale:
-            raise RailUnavailable(detail="the gas price is stale")
+            raise RailUnavailable(detail=f"the {self._what} is stale")
 
     async def refresh(self) -> bool:
         """Read the costs, once in a window. Whether there is a value of this window; else the last one stands."""
@@ -80,7 +86,7 @@ class Meter:
         """Told once for each fault: without a price there are no offers, and every priced route answers 503."""
         if fault != self._fault:
             then = "the last one stands" if self._value is not None else "priced routes answer 503"
-            log.error("ALERT: no gas price on %s (%s): %s", self._network, then, fault)
+            log.error("ALERT: no %s on %s (%s): %s", self._what, self._network, then, fault)
         self._fault = fault
 
     def start(self) -> None:

@@ -226,8 +226,13 @@ class SvmRail:
     def _new_meter(self, policy: FeePolicy, node: Node, readiness: Readiness) -> Meter:
         creates = self._options.create_recipient
         self._fees = Fees(policy, node, readiness, self.asset, self._program, creates=creates)
-        windows = {"window_seconds": policy.window_seconds, "stale_seconds": policy.stale_seconds}
-        return Meter(self.network, self._cost, clock=self._options.clock, **windows)
+        return Meter(
+            self.network,
+            self._cost,
+            window_seconds=policy.window_seconds,
+            stale_seconds=policy.stale_seconds,
+            clock=self._options.clock,
+        )
 
     async def _cost(self) -> int:
         assert self._fees is not None

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from ..errors import (
     MalformedPayment,
@@ -31,13 +31,12 @@ from ..model import Authorization, Claim, PaymentPayload, PaymentRequirements, S
 from ..money import Usd
 from ..networks.port import Rail
 from ..protocols.x402 import decode_header, parse_payment_payload
-from .binding import Binding
 from .challenge import Challenges
 from .flow import Step, next_step
 from .resource import Resource
 from .settlement import Settler
 
-__all__ = ["Admission", "Admissions", "receipt_of"]
+__all__ = ["UNSERVED_SECONDS", "Admission", "Admissions", "Shown", "Via", "is_over", "read_payment", "receipt_of"]
 
 UNSERVED_SECONDS: Final = 24 * 3600
 """How long a settled payment waits to be served before it is to become balance."""
@@ -49,6 +48,20 @@ VERIFY_SLOTS: Final = 128
 Ceiling = Callable[[], Awaitable[Usd]]
 
 
+class Via(NamedTuple):
+    """How a payment was shown, which is how its receipt is told."""
+
+    protocol: Literal["x402", "l402", "payment"] = "x402"
+    version: int = 2
+    """Of x402."""
+    challenge: str = ""
+    """The id of a challenge of the ``Payment`` scheme, whose ``method`` it names."""
+    method: str = ""
+
+
+_V2: Final = Via()
+
+
 @dataclass(slots=True)
 class Admission:
     """The right to be served once: a settled claim that we own, or a stored answer to ``replay``.
@@ -57,7 +70,7 @@ class Admission:
     """
 
     claim: Claim
-    x402_version: int
+    via: Via
     replay: bool = False
     rail: Rail | None = None
     authorization: Authorization | None = None
@@ -79,24 +92,23 @@ def is_over(claim: Claim) -> bool:
 
 
 class Shown(NamedTuple):
-    """A payment as it was shown for a request."""
+    """A payment as it was shown for a request, whose fingerprint is ``bound``.
+
+    ``credential`` is a digest of the payment as it was spelled.
+    """
 
     resource: Resource
     bound: bytes
-    raw: bytes
+    credential: bytes
+    via: Via
+
+
+class _OnChain(NamedTuple):
+    """One whose money is still to be moved."""
+
+    shown: Shown
     payment: PaymentPayload
     ceiling: Ceiling
-    caller: Callable[[], bytes]
-
-    @property
-    def credential(self) -> bytes:
-        """Of the payment as it was spelled. One without our quote can be spelled by whoever reads the chain, so that
-        the caller's own secrets stand in for it.
-        """
-        digest = hashlib.sha256(self.raw)
-        if not self.payment.quote:
-            digest.update(self.caller())
-        return digest.digest()
 
 
 class Admissions:
@@ -112,14 +124,27 @@ class Admissions:
         self._attempts = itertools.count()
 
     async def admit(
-        self, resource: Resource, binding: Binding, raw: bytes, ceiling: Ceiling, caller: Callable[[], bytes]
+        self,
+        resource: Resource,
+        bound: bytes,
+        raw: bytes,
+        payment: PaymentPayload,
+        ceiling: Ceiling,
+        caller: Callable[[], bytes],
+        via: Via | None = None,
     ) -> Admission:
-        """Admit the payment in ``raw`` to a request; ``ceiling`` works out the price when no quote is echoed.
+        """Admit a ``payment``, spelled as ``raw``, to the request whose fingerprint is ``bound``; ``ceiling`` works out
+        the price when no quote is echoed.
 
-        ``caller`` gives a digest of what only this caller knows, besides the payment: its session or key.
+        ``caller`` gives a digest of what only this caller knows, besides the payment: its session or key. It stands in
+        for our quote, where that is not echoed: such a payment can be spelled by whoever reads the chain.
         """
-        payment = _read(raw)
-        shown = Shown(resource, binding.fingerprint(), raw, payment, ceiling, caller)
+        digest = hashlib.sha256(raw)
+        if not payment.quote:
+            digest.update(caller())
+        if via is None:
+            via = _V2 if payment.x402_version == 2 else Via(version=payment.x402_version)
+        shown = Shown(resource, bound, digest.digest(), via)
         candidates = self._challenges.candidates(payment)
         # A payment that was made before the set-up changed is for none of today's offers, and keeps its claim (I7).
         readers = candidates or self._challenges.readers(payment)
@@ -129,51 +154,52 @@ class Admissions:
             try:
                 found = await self._store.get(authorization.payment_id)
                 if found is not None and not is_over(found):
-                    return await self._resume(shown, found)
+                    return await self.resume(shown, found)
                 if candidates:
-                    return await self._admit(shown, rail, offer, authorization)
+                    return await self._admit(_OnChain(shown, payment, ceiling), rail, offer, authorization)
             except PaymentRefused as e:
                 e.network = rail.network
                 raise
         raise PaymentRefused("invalid_payment_requirements", detail="the payment is for none of the offers")
 
     async def _admit(
-        self, shown: Shown, rail: Rail, offer: PaymentRequirements, authorization: Authorization
+        self, paying: _OnChain, rail: Rail, offer: PaymentRequirements, authorization: Authorization
     ) -> Admission:
-        now = int(time.time())
+        now, shown = int(time.time()), paying.shown
         try:
-            offer = await self._checked(shown, rail, offer, authorization, now)
+            offer = await self._checked(paying, rail, offer, authorization, now)
         except (PaymentRefused, PaymentUsed):
             # The same payment may have been settled meanwhile by another request: then its claim is the answer (I7).
             found = await self._store.get(authorization.payment_id)
             if found is None or is_over(found):
                 raise
-            return await self._resume(shown, found)
+            return await self.resume(shown, found)
         claim = self._new_claim(shown, rail, authorization, now)
         if shown.resource.credits:
-            claim = claim.changed(deadline=now, captured=await self._cost(shown, rail, claim.amount))
+            claim = claim.changed(deadline=now, captured=await self._cost(paying, rail, claim.amount))
         row = await self._store.claim(claim)
         if row.owner != claim.owner:
-            return await self._resume(shown, row)
+            return await self.resume(shown, row)
         if shown.resource.settle == "after":
-            return Admission(row, shown.payment.x402_version, False, rail, authorization, offer)
+            return Admission(row, shown.via, False, rail, authorization, offer)
         settled = await self._settler.settle(rail, authorization, offer, row)
         if settled.owner != claim.owner and settled.state == "settled":
             # Our lease ran out and another took the claim over: who serves it is decided anew.
-            return await self._resume(shown, settled)
-        return Admission(self._settled(settled), shown.payment.x402_version)
+            return await self.resume(shown, settled)
+        return Admission(self._settled(settled), shown.via)
 
     async def _checked(
-        self, shown: Shown, rail: Rail, offer: PaymentRequirements, authorization: Authorization, now: int
+        self, paying: _OnChain, rail: Rail, offer: PaymentRequirements, authorization: Authorization, now: int
     ) -> PaymentRequirements:
         """The offer that the payment meets, after every check."""
-        self._challenges.check_echo(rail, shown.payment, shown.resource)
-        quoted = self._challenges.is_quoted(shown.payment, shown.bound, offer, now)
+        shown, payment = paying.shown, paying.payment
+        self._challenges.check_echo(rail, payment, shown.resource)
+        quoted = self._challenges.is_quoted(payment, shown.bound, offer, now)
         if shown.resource.amounts is not None:
             offer = self._challenges.any_amount(rail, shown.resource, authorization.amount)
         elif not quoted:
-            value = offer.amount if shown.payment.accepted is not None else authorization.amount
-            offer = self._challenges.afresh(rail, shown.resource, await shown.ceiling(), value)
+            value = offer.amount if payment.accepted is not None else authorization.amount
+            offer = self._challenges.afresh(rail, shown.resource, await paying.ceiling(), value)
         rail.check(authorization, offer, now)
         await rail.ready()
         if self._verifying >= VERIFY_SLOTS:
@@ -204,19 +230,20 @@ class Admissions:
             now,
             now + UNSERVED_SECONDS,
             confirmations,
-            self._owner(),
+            self.owner(),
             attempts=1,
             next_check=now,
         )
 
     @staticmethod
-    async def _cost(shown: Shown, rail: Rail, amount: int) -> int:
+    async def _cost(paying: _OnChain, rail: Rail, amount: int) -> int:
         """What of a top-up is for its settlement; the rest is credited."""
-        if shown.resource.amounts is not None:
+        if paying.shown.resource.amounts is not None:
             return min(rail.surcharges())
-        return max(amount - (await shown.ceiling()).atomic(rail.asset.decimals), 0)
+        return max(amount - (await paying.ceiling()).atomic(rail.asset.decimals), 0)
 
-    def _owner(self) -> str:
+    def owner(self) -> str:
+        """A name for one more attempt of this process."""
         return f"{self._process}:{next(self._attempts)}"
 
     @staticmethod
@@ -244,8 +271,8 @@ class Admissions:
             raise PaymentInProgress(reference=settled.reference)
         admission.claim = settled
 
-    async def _resume(self, shown: Shown, claim: Claim) -> Admission:
-        """Go on with a payment that has a claim already."""
+    async def resume(self, shown: Shown, claim: Claim) -> Admission:
+        """Go on with a payment that has a claim already. Raises as the table of flow.py says."""
         step = next_step(
             "spent" if claim.spent else claim.state,
             same_request=claim.fingerprint == shown.bound,
@@ -254,14 +281,14 @@ class Admissions:
         if step is Step.REFUSE:
             raise PaymentUsed("payment_used", reference=claim.reference)
         if step is Step.REPLAY:
-            return Admission(claim, shown.payment.x402_version, replay=True)
+            return Admission(claim, shown.via, replay=True)
         if step is Step.BUSY:
             raise PaymentInProgress(reference=claim.reference)
-        taken = await self._store.take(claim.payment_id, claim.state, self._owner())
+        taken = await self._store.take(claim.payment_id, claim.state, self.owner())
         if taken is None:
             return await self._lost(shown, claim)
         try:
-            return Admission(await self._go_on(taken, step), shown.payment.x402_version)
+            return Admission(await self._go_on(taken, step), shown.via)
         except BaseException:
             # Whoever comes next must find it free, whatever stopped us here.
             with contextlib.suppress(ServerError):
@@ -284,11 +311,12 @@ class Admissions:
         """Someone else works on it, or has just finished."""
         now = await self._store.get(claim.payment_id)
         if now is not None and now.state in ("served", "credited"):
-            return Admission(now, shown.payment.x402_version, replay=True)
+            return Admission(now, shown.via, replay=True)
         raise PaymentInProgress(reference=claim.reference)
 
 
-def _read(raw: bytes) -> PaymentPayload:
+def read_payment(raw: bytes) -> PaymentPayload:
+    """An x402 payment header. Raises ``MalformedPayment``."""
     try:
         return parse_payment_payload(decode_header(raw.decode("ascii")))
     except ValueError as e:

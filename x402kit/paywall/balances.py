@@ -18,17 +18,30 @@ from typing import Final, NamedTuple
 from ..errors import BadRequest, IdempotencyMismatch, InsufficientBalance, PaymentInProgress, ProofRefused
 from ..ledger.port import Overage, Store
 from ..model import Account, Hold, Spend
-from ..money import MAX_AMOUNT, Asset, Usd
+from ..money import MAX_AMOUNT, Asset, Pegged, Usd
 from .proofs import Proofs, Proven
 from .resource import Resource
-from .sale import BalanceSale
+from .sale import BalanceSale, Rate
 
-__all__ = ["Balances", "Replay", "idempotency_key"]
+__all__ = ["Balances", "Replay", "Spender", "idempotency_key"]
 
 KEY_MAX: Final = 255
 """Bytes of an Idempotency-Key."""
 ATTEMPTS_MAX: Final = 16
 """How often a call that was not served can be made again under one key."""
+
+
+class Spender(NamedTuple):
+    """Whose balance is spent, in what, and what dollars come to in it."""
+
+    network: str
+    wallet: str
+    asset: Asset
+    rate: Rate
+
+    @property
+    def account(self) -> Account:
+        return Account.of(self.network, self.asset.address, self.wallet)
 
 
 class Replay(NamedTuple):
@@ -71,8 +84,23 @@ class Balances:
         ``IdempotencyMismatch`` (409). Nothing is held after any of them.
         """
         proven = await self.proofs.verify(raw)
-        account = self.account(proven)
-        amount = ceiling.atomic(self.assets[proven.network].decimals)
+        self.account(proven)  # refuses a network on which no balance is kept
+        asset = self.assets[proven.network]
+        spender = Spender(proven.network, proven.address, asset, Pegged(asset.decimals))
+        spend = Spend(proven.nonce_id, proven.until)
+        return await self.reserve(resource, bound, spender, ceiling, key, spend)
+
+    async def reserve(
+        self,
+        resource: Resource,
+        bound: bytes,
+        spender: Spender,
+        ceiling: Usd,
+        key: bytes = b"",
+        spend: Spend | None = None,
+    ) -> BalanceSale | Replay:
+        """The same for who is known already. Raises as ``admit`` does, but for ``ProofRefused``."""
+        account, amount = spender.account, spender.rate.atomic(ceiling)
         if not 0 < amount <= MAX_AMOUNT:
             raise BadRequest("not_priceable", detail="the price is out of range")
         now = int(time.time())
@@ -88,25 +116,24 @@ class Balances:
             request_id=f"req_{secrets.token_urlsafe(18)}",
             fingerprint=bound,
         )
-        spend = Spend(proven.nonce_id, proven.until)
         try:
             if key:
-                return await self._named(hold, spend, key, proven, resource.overage)
+                return await self._named(hold, spend, key, spender, resource.overage)
             held = await self._store.reserve(hold._replace(id=f"hold:{hold.request_id}"), spend)
         except InsufficientBalance as e:
-            e.account_network = proven.network
+            e.account_network = spender.network
             raise
-        return self._sale(held, proven, resource.overage)
+        return self._sale(held, spender, resource.overage)
 
     async def _named(
-        self, hold: Hold, spend: Spend, key: bytes, proven: Proven, overage: Overage
+        self, hold: Hold, spend: Spend | None, key: bytes, spender: Spender, overage: Overage
     ) -> BalanceSale | Replay:
         name = hashlib.sha256(hold.owner.encode() + b"\0" + hold.asset.encode() + b"\0" + key).hexdigest()
         for attempt in range(ATTEMPTS_MAX):
             # Only a call that was not served is made again, under the next number.
             row = await self._store.reserve(hold._replace(id=f"key:{name}:{attempt}"), spend)
             if row.holder == hold.holder:
-                return self._sale(row, proven, overage, keep=True)
+                return self._sale(row, spender, overage, keep=True)
             if row.fingerprint != hold.fingerprint:
                 raise IdempotencyMismatch()
             if row.state == "captured" or (row.state == "open" and row.status):  # a job: its answer went out
@@ -115,13 +142,14 @@ class Balances:
                 raise PaymentInProgress(reference=row.request_id)
         raise BadRequest("too_many_attempts")
 
-    def _sale(self, hold: Hold, proven: Proven, overage: Overage, *, keep: bool = False) -> BalanceSale:
+    def _sale(self, hold: Hold, spender: Spender, overage: Overage, *, keep: bool = False) -> BalanceSale:
         return BalanceSale(
             hold,
             self._store,
-            network=proven.network,
-            wallet=proven.address,
-            asset=self.assets[proven.network],
+            network=spender.network,
+            wallet=spender.wallet,
+            asset=spender.asset,
             keep=keep,
             overage=overage,
+            rate=spender.rate,
         )

@@ -7,18 +7,21 @@ v2, one body in v1 for old clients, and a quote for each offer.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..errors import BadRequest, PaymentRefused, RailUnavailable
 from ..model import CHALLENGE_SECONDS, Claim, Json, PaymentPayload, PaymentRequirements
-from ..money import MAX_AMOUNT, Usd, format_units
+from ..money import MAX_AMOUNT, Asset, Usd, format_units
+from ..networks.lightning_port import bitcoin_on, is_lightning
 from ..networks.port import HintingRail, Rail
+from ..protocols.accept_payment import wanted
 from ..protocols.encoding import b64encode
 from ..protocols.x402 import v1_network
 from .binding import Binding, Quotes
-from .resource import Resource
+from .resource import PROTOCOLS, Resource
+from .scheme import Scheme
 
 __all__ = ["Challenge", "Challenges"]
 
@@ -27,11 +30,32 @@ _text = json.JSONEncoder(separators=(",", ":")).encode
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """A 402 answer: ``header`` for PAYMENT-REQUIRED (v2), ``body`` for clients of v1. ``credits``: of a top-up."""
+    """A 402 answer: ``header`` for PAYMENT-REQUIRED (v2), ``body`` for clients of v1. ``credits``: of a top-up.
+
+    ``lines`` are values of WWW-Authenticate, each with its method: ``l402``, or one of the ``Payment`` scheme.
+    """
 
     header: bytes
     body: bytes
     credits: bool = False
+    lines: tuple[tuple[str, bytes], ...] = ()
+
+    def over_lightning(self, lines: tuple[tuple[str, bytes], ...], shown: bytes) -> Challenge:
+        """The same with an invoice, whose challenges come first; ``shown`` says what it is, for people."""
+        body = b"%b,%b%b}" % (self.body[:-1], b'"lightning":', shown)
+        return Challenge(self.header, body, self.credits, (*lines, *self.lines))
+
+    def wanted(self, accept_payment: str) -> Challenge:
+        """The same with only what a client's Accept-Payment names, in its order; L402 is not of that scheme."""
+        first = tuple(each for each in self.lines if each[0] == "l402")
+        rest = [each for each in self.lines if each[0] != "l402"]
+        order = wanted(accept_payment, [(method, "charge") for method, _ in rest])
+        return replace(self, lines=(*first, *(rest[index] for index in order)))
+
+    @classmethod
+    def bare(cls, error: str) -> Challenge:
+        """One without offers on any chain."""
+        return cls(b"", b'{"error":%b}' % _text(error).encode("ascii"))
 
 
 class _Terms:
@@ -41,6 +65,7 @@ class _Terms:
         self.rail = rail
         asset = rail.asset
         self.v1_name = v1_network(rail.network)
+        self.is_evm = rail.network.startswith("eip155:") and rail.scheme == "exact"
         parties = f'"asset":{_text(asset.address)},"payTo":{_text(rail.pay_to)},"maxTimeoutSeconds":'
         self.v2_head = f'{{"scheme":{_text(rail.scheme)},"network":{_text(rail.network)},{parties}'
         self.v1_head = f'{{"scheme":{_text(rail.scheme)},"network":{_text(self.v1_name)},{parties}'
@@ -90,9 +115,11 @@ def _breakdown(ceiling: Usd, decimals: int, surcharge: int) -> str:
 class Challenges:
     """Issues challenges for a set of rails, first the one that payers should prefer."""
 
-    def __init__(self, rails: Sequence[Rail], quotes: Quotes) -> None:
+    def __init__(self, rails: Sequence[Rail], quotes: Quotes, scheme: Scheme | None = None) -> None:
+        """With ``scheme``, offers on EVM chains are challenges of the ``Payment`` scheme, too."""
         self._terms = [_Terms(rail) for rail in rails]
-        self._decimals = {(r.network, r.asset.address.lower()): r.asset.decimals for r in rails}
+        self._scheme = scheme
+        self._assets = {(r.network, r.asset.address.lower()): r.asset for r in rails}
         self._quotes = quotes
 
     def issue(
@@ -106,21 +133,21 @@ class Challenges:
         description: str = "",
         error: str,
         sign_in: str = "",
-        network: str = "",
+        networks: Collection[str] = (),
     ) -> Challenge:
-        """Offers for one quote, with a wallet proof's challenge as JSON text; ``network``: on that one alone. Nothing
-        is stored. Raises ``RailUnavailable`` where no rail can be offered now.
+        """Offers for one quote, with a wallet proof's challenge as JSON text; ``networks``: on these alone. Nothing is
+        stored. Raises ``RailUnavailable`` where no rail can be offered now.
         """
         bound = binding.fingerprint()
         expiry = now + CHALLENGE_SECONDS
         v2: list[str] = []
         v1: list[str] = []
+        lines: list[tuple[str, bytes]] = []
+        scheme = self._scheme if not resource.credits and "payment" in (resource.protocols or PROTOCOLS) else None
         trouble: RailUnavailable | None = None
         about = f'"description":{_text(description or resource.description)},"mimeType":{_text(resource.mime_type)}'
         place = _text(url)
-        for terms in self._terms:
-            if network and terms.rail.network != network:
-                continue
+        for terms in self._on(networks):
             try:
                 surcharge, own = terms.rail.surcharge(), terms.extra()
             except RailUnavailable as e:  # the other rails can be offered all the same
@@ -128,7 +155,10 @@ class Challenges:
                 continue
             decimals = terms.rail.asset.decimals
             amount = _amount(ceiling, decimals, surcharge)
-            quote = self._quotes.make(bound, terms.requirements(resource, amount), expiry)
+            offer = terms.requirements(resource, amount)
+            quote = self._quotes.make(bound, offer, expiry)
+            if scheme is not None and terms.is_evm:
+                lines.append(("evm", scheme.on_chain(terms.rail, offer, quote, expiry)))
             extra = f'"extra":{own}{_breakdown(ceiling, decimals, surcharge)}'
             seconds = resource.max_timeout_seconds
             most = f'"amount":"{amount}","maxAmountRequired":"{amount}"'
@@ -139,16 +169,27 @@ class Challenges:
                 )
         if trouble is not None and not v2:
             raise trouble
+        if not v2 or "x402" not in (resource.protocols or PROTOCOLS):
+            return replace(Challenge.bare(error), lines=tuple(lines))
         reason = _text(error)
         proofs = f',"extensions":{{"sign-in-with-x":{sign_in}}}' if sign_in else ""
         head = f'{{"x402Version":2,"error":{reason},"resource":{{"url":{place},{about}}}'
         header = f'{head},"accepts":[{",".join(v2)}]{proofs}}}'
         body = f'{{"x402Version":1,"error":{reason},"accepts":[{",".join(v1)}]}}'
-        return Challenge(b64encode(header.encode("ascii")).encode("ascii"), body.encode("ascii"), resource.credits)
+        made = b64encode(header.encode("ascii")).encode("ascii")
+        return Challenge(made, body.encode("ascii"), resource.credits, tuple(lines))
 
-    def decimals(self, claim: Claim) -> int:
-        """Of the asset that a claim was paid in."""
-        return self._decimals.get((claim.network, claim.asset.lower()), 6)
+    def _on(self, networks: Collection[str]) -> Iterable[_Terms]:
+        return (each for each in self._terms if each.rail.network in networks) if networks else self._terms
+
+    def asset(self, claim: Claim) -> Asset:
+        """What a claim was paid in; its rail may be configured no more."""
+        known = self._assets.get((claim.network, claim.asset.lower()))
+        if known is not None:
+            return known
+        return (
+            bitcoin_on(claim.network) if is_lightning(claim.network) else Asset(claim.network, claim.asset, "USDC", 6)
+        )
 
     def fee(self, claim: Claim, ceiling: Usd) -> int:
         """What of a payment for a metered call was the surcharge: paid above the price, a window's at the most.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from ..errors import ConfigError
 from ..ledger.port import Overage
 from ..model import BODY_MAX, BODY_SECONDS, KEPT_BODY_MAX, STALL_SECONDS, START_SECONDS
 from ..money import Usd
-from ..pricing import Price
+from ..pricing import Pass, Price
 
-__all__ = ["Resource", "below_400"]
+__all__ = ["PROTOCOLS", "Resource", "below_400"]
+
+PROTOCOLS: Final = frozenset(("x402", "l402", "payment"))
 
 
 def below_400(status: int) -> bool:
@@ -29,6 +31,9 @@ class Resource:
     ``stall_seconds`` is ended (H06), and so is a metered or balance-paid call that gives nothing at all for
     ``start_seconds``. ``report_usage`` puts the bill into the answer's ``usage.<service>``; ``ask_usage`` asks an
     OpenAI-shaped upstream to state a stream's usage.
+
+    ``protocols`` and ``networks`` (CAIP-2) are those that it is offered in; empty is all of the paywall's. ``l402`` is
+    what one L402 token buys where it is more than one call; the ``Payment`` scheme is not offered then over Lightning.
 
     For a top-up alone: ``credits``, the payment becomes balance; ``canonical`` is what of the body binds it; with
     ``amounts``, from the least to the most that may be credited, the payer chooses the amount, and the price is what is
@@ -53,6 +58,9 @@ class Resource:
     start_seconds: float = START_SECONDS
     report_usage: bool = False
     ask_usage: bool = False
+    protocols: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    l402: Pass | None = None
     credits: bool = False
     canonical: Callable[[bytes], bytes] | None = None
     amounts: tuple[Usd, Usd] | None = None
@@ -61,4 +69,6 @@ class Resource:
     def __post_init__(self) -> None:
         if not self.credits and (self.canonical is not None or self.amounts is not None):
             raise ConfigError(f"{self.id}: only a top-up can be paid with any amount")
+        if not PROTOCOLS.issuperset(self.protocols):
+            raise ConfigError(f"{self.id}: the protocols are {', '.join(sorted(PROTOCOLS))}")
         object.__setattr__(self, "metered", getattr(self.price, "metered", True))

@@ -14,17 +14,20 @@ Each is one transaction of the store (I1); of two that race one wins, and the ot
 from __future__ import annotations
 
 import logging
+from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import ConfigError, HoldEnded, RailUnavailable, ServerError
 from ..ledger.port import Overage, Store
 from ..model import Account, Claim, Hold, SettlementResponse
-from ..money import MAX_AMOUNT, Asset
-from .admission import Admission, Admissions, receipt_of
+from ..money import MAX_AMOUNT, Asset, Pegged, Usd, Worth
+from .admission import Admission, Admissions, Via, receipt_of
 
-__all__ = ["BalanceSale", "Charged", "PaymentSale", "Sale", "SaleLost"]
+__all__ = ["BalanceSale", "Charged", "PassSale", "PaymentSale", "Rate", "Sale", "SaleLost"]
 
 log = logging.getLogger("x402kit.gate")
+
+Rate = Pegged | Worth
 
 _OUT_OF_REACH = (ServerError, ConfigError)
 """What a store raises that can't be reached, or is closed already since the server stops."""
@@ -83,7 +86,9 @@ class Sale(Protocol):
         ...
 
     @property
-    def x402_version(self) -> int: ...
+    def via(self) -> Via:
+        """How its receipt is told."""
+        ...
 
     @property
     def reference(self) -> str: ...
@@ -105,6 +110,14 @@ class Sale(Protocol):
 
     @property
     def decimals(self) -> int: ...
+
+    @property
+    def symbol(self) -> str: ...
+
+    @property
+    def rate(self) -> Rate:
+        """What dollars of a cost come to in atomic units."""
+        ...
 
     @property
     def job(self) -> str:
@@ -152,15 +165,23 @@ class PaymentSale:
     keeps_answer = True
 
     def __init__(
-        self, admission: Admission, admissions: Admissions, store: Store, decimals: int, fee: int | None = None
+        self,
+        admission: Admission,
+        admissions: Admissions,
+        store: Store,
+        asset: Asset,
+        fee: int | None = None,
+        rate: Rate | None = None,
     ) -> None:
-        self.decimals = decimals
+        self.decimals = asset.decimals
+        self.symbol = asset.symbol
+        self.rate = Pegged(asset.decimals) if rate is None else rate
         self.itemised = fee is not None
         self._fee = fee or 0
         self._admission = admission
         self._admissions = admissions
         self._store = store
-        self.x402_version = admission.x402_version
+        self.via = admission.via
 
     @property
     def claim(self) -> Claim:
@@ -251,7 +272,6 @@ class BalanceSale:
 
     source = "balance"
     settled = itemised = True
-    x402_version = 2
     reference = ""
 
     def __init__(
@@ -264,10 +284,15 @@ class BalanceSale:
         asset: Asset,
         keep: bool,
         overage: Overage,
+        rate: Rate | None = None,
+        via: Via | None = None,
     ) -> None:
         self.hold = hold
+        self.via = via or Via()
         self.asset = asset.address
         self.decimals = asset.decimals
+        self.symbol = asset.symbol
+        self.rate = Pegged(asset.decimals) if rate is None else rate
         self.keeps_answer = keep
         self._store = store
         self._network = network
@@ -343,6 +368,44 @@ class BalanceSale:
 
     async def remaining(self) -> int | None:
         return await _available(self._store, self.account)
+
+
+class PassSale:
+    """A call within the time that a token was bought for: nothing is charged, and nothing is kept."""
+
+    source = "payment"
+    settled = True
+    keeps_answer = itemised = False
+    amount = 0
+    job = ""
+
+    def __init__(self, claim: Claim, via: Via, asset: Asset) -> None:
+        self.id = claim.payment_id
+        self.account = Account.of(claim.network, claim.asset, claim.payer)
+        self.asset = claim.asset
+        self.decimals, self.symbol = asset.decimals, asset.symbol
+        self.rate: Rate = Worth(0, Usd(Decimal(1)))
+        self.reference = claim.reference
+        self.receipt = receipt_of(claim)
+        self.via = via
+
+    def expected(self, cost: int | None) -> Charged:
+        return Charged(0, 0)
+
+    async def settle(self) -> None:
+        """The pass was paid before."""
+
+    async def serve(self, cost: int | None, **answer: Any) -> Charged:
+        return Charged(0, 0)
+
+    async def release(self, reason: str = "not_served") -> Charged | None:
+        return Charged(0, 0)
+
+    async def defer(self, deadline: int, request_id: str, **answer: Any) -> None:
+        raise SaleLost("a pass has no jobs")
+
+    async def remaining(self) -> int | None:
+        return None
 
 
 async def _available(store: Store, account: Account) -> int | None:

@@ -2,6 +2,7 @@
 
 from .charge import End, charge
 from .metered import Metered
+from .passes import Pass
 from .price import Call, Dynamic, Fixed, Meter, Price, PriceFunction, PriceLike, Quote, price_of
 from .table import Models
 from .tokens import Tokens
@@ -17,6 +18,7 @@ __all__ = [
     "Meter",
     "Metered",
     "Models",
+    "Pass",
     "PerImage",
     "PerRequest",
     "PerSecond",

@@ -67,6 +67,8 @@ EXPOSED_HEADERS: Final = (
     "Payment-Replayed",
     "X-Balance-Remaining",
     "Retry-After",
+    "WWW-Authenticate",
+    "Payment-Receipt",
 )
 """What a browser's script must be let see (K08)."""
 

@@ -1,0 +1,89 @@
+"""Invoices in a challenge: for whom, for what, and what else stands beside them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..errors import RailUnavailable, TooManyRequests
+from ..model import Invoice
+from ..paywall.bearer import pass_bound
+from ..paywall.challenge import Challenge
+from ..paywall.invoices import Invoices, Wanted
+from ..paywall.resource import PROTOCOLS, Resource
+from ..paywall.scheme import Scheme
+from ..paywall.tokens import Terms, Tokens
+from ..pricing import Quote
+from ..protocols.l402 import challenge_header
+from .request import PricedRequest
+
+__all__ = ["Counter"]
+
+TOKEN_SECONDS: Final = 365 * 86_400
+"""Life of a token that has no time of its own: it is also the key to what its payment left over."""
+
+
+class Counter:
+    """Puts an invoice into the challenges of the resources that take one."""
+
+    def __init__(self, invoices: Invoices, tokens: Tokens, scheme: Scheme) -> None:
+        self.invoices = invoices
+        self._tokens = tokens
+        self._scheme = scheme
+
+    async def over_lightning(
+        self, made: Challenge, request: PricedRequest, quoted: Quote, trouble: RailUnavailable | None
+    ) -> Challenge:
+        """``made`` with an invoice. Without one it stays as it is, where it has other offers.
+
+        Raises ``trouble``, ``RailUnavailable`` or ``TooManyRequests`` where there is nothing to offer at all.
+        """
+        resource, rail = request.resource, self.invoices.rail
+        spoken = {"l402", "payment"} & set(resource.protocols or PROTOCOLS)
+        if resource.l402 is not None:
+            spoken.discard("payment")
+        if not spoken or (resource.networks and rail.network not in resource.networks):
+            return _or_raise(made, trouble)
+        bound = request.binding().fingerprint()
+        what = resource.l402
+        wanted = Wanted(
+            resource.id,
+            bound if what is None else pass_bound(resource, what),
+            quoted.ceiling,
+            quoted.description or resource.description or resource.id,
+            1 if what is None else what.calls,
+            "payment" in spoken,
+        )
+        client = request.scope.get("client")
+
+        def lines(invoice: Invoice) -> tuple[tuple[str, bytes], ...]:
+            return self._lines(resource, invoice, spoken, bound)
+
+        try:
+            offered = await self.invoices.offer(wanted, client[0] if client else "", lines)
+        except RailUnavailable as e:
+            return _or_raise(made, trouble or e)
+        if offered is None:
+            return _or_raise(made, trouble or TooManyRequests("too_many_invoices"))
+        return made.over_lightning(offered.lines, offered.shown)
+
+    def _lines(
+        self, resource: Resource, invoice: Invoice, spoken: set[str], bound: bytes
+    ) -> tuple[tuple[str, bytes], ...]:
+        """L402 first: some clients look at nothing else (wire.md 6.2)."""
+        made: list[tuple[str, bytes]] = []
+        what = resource.l402
+        if "l402" in spoken:
+            life = TOKEN_SECONDS if what is None or not what.seconds else what.seconds
+            amount = invoice.amount if what is None else invoice.amount // what.calls
+            terms = Terms(resource.id, bound.hex() if what is None else "", amount, invoice.expires_at + life)
+            token = self._tokens.mint(invoice.payment_hash, terms)
+            made.append(("l402", challenge_header(token, invoice.bolt11)))
+        if "payment" in spoken:
+            made.append(("lightning", self._scheme.over_lightning(invoice)))
+        return tuple(made)
+
+
+def _or_raise(made: Challenge, trouble: Exception | None) -> Challenge:
+    if made.header or made.lines or trouble is None:
+        return made
+    raise trouble

@@ -1,0 +1,150 @@
+"""Paid over Lightning: an L402 token or a ``Payment`` credential, each with the preimage of an invoice of ours.
+
+    the payment hash has        then
+    nothing, and no invoice     its balance, where it has one
+    an invoice that is open     the node is asked: settled → a claim, served; not settled → 503; unpaid → 402
+    a claim, settled            served, for the request that it was paid for; another is 402, and it stays good
+    a claim, served             the stored answer while it is kept (C03); later, or for another request: its balance
+    a claim, credited           its balance
+
+The balance is what calls left over, what was paid late or not exactly, or what a pass was paid with. Where it is too
+low the answer is 402: nothing is in flight, so the caller may pay a new invoice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import NamedTuple, Protocol
+
+from ..errors import InsufficientBalance, PaymentInProgress, PaymentRefused
+from ..ledger.port import Store
+from ..model import Claim, Invoice
+from ..money import Usd, Worth
+from ..pricing import Pass
+from .admission import Admission, Admissions, Shown, Via
+from .balances import Balances, Replay, Spender
+from .credit import credit
+from .invoices import Invoices, claim_id
+from .resource import Resource
+from .sale import BalanceSale, PassSale
+from .tokens import Terms
+
+__all__ = ["Bearer", "Bearers", "Proof", "Request", "pass_bound"]
+
+_USED = frozenset(("served", "credited"))
+
+
+class Proof(Protocol):
+    """What is shown beside the preimage."""
+
+    def check(self, terms: Terms, now: int, *, balance: bool) -> None:
+        """Whether it is good for a call. Raises ``PaymentRefused``."""
+        ...
+
+
+class Bearer(NamedTuple):
+    """Who has the preimage of ``payment_hash``, and a token or challenge of ours for it. Authentic by now."""
+
+    payment_hash: str
+    proof: Proof
+    via: Via
+
+
+class Request(NamedTuple):
+    """The call that is to be paid: ``bound`` is its fingerprint, ``ceiling`` the most that it costs."""
+
+    resource: Resource
+    bound: bytes
+    ceiling: Usd
+    key: bytes = b""
+
+
+def pass_bound(resource: Resource, what: Pass) -> bytes:
+    """What an invoice for a pass is bound to: the resource, whatever the request."""
+    return hashlib.sha256(repr(("pass", resource.id, what.calls, what.seconds)).encode()).digest()
+
+
+class Bearers:
+    """Admits them. Every error has the status that the contract demands."""
+
+    def __init__(self, store: Store, invoices: Invoices, admissions: Admissions, balances: Balances) -> None:
+        self._store = store
+        self._invoices = invoices
+        self._admissions = admissions
+        self._balances = balances
+
+    async def admit(self, bearer: Bearer, request: Request) -> Admission | BalanceSale | PassSale | Replay:
+        """The right to be served once, a stored answer, or a hold on the balance.
+
+        Raises ``PaymentRefused`` (402: nothing is in flight), ``PaymentInProgress``, ``PaymentUsed`` after too many
+        attempts, ``RailUnavailable`` (503: not settled yet, or the node is out of reach).
+        """
+        claim = await self._store.get(claim_id(bearer.payment_hash))
+        if claim is None:
+            row = await self._store.get_invoice(bearer.payment_hash)
+            if row is None:
+                return await self._from_balance(bearer, request)
+            self._check(bearer, request, row.fingerprint, row)
+            owner = self._admissions.owner()
+            claim = await self._invoices.settle(row, owner)
+            if claim.owner == owner:
+                return await self._first(bearer, request, claim)
+        return await self._again(bearer, request, claim)
+
+    def _check(self, bearer: Bearer, request: Request, fingerprint: bytes, row: Invoice | Claim) -> None:
+        """Whether the payment is for this request: the caveats, and what the invoice was made for."""
+        what = request.resource.l402
+        amount = row.amount // what.calls if what is not None else row.amount
+        bearer.proof.check(Terms(request.resource.id, request.bound.hex(), amount, 0), int(time.time()), balance=False)
+        if fingerprint != (request.bound if what is None else pass_bound(request.resource, what)):
+            raise PaymentRefused("payment_for_another_request")
+
+    async def _first(
+        self, bearer: Bearer, request: Request, claim: Claim
+    ) -> Admission | BalanceSale | PassSale | Replay:
+        """A settled claim that we own."""
+        what = request.resource.l402
+        if not claim.fingerprint or (what is not None and what.calls > 1):
+            await credit(self._store, claim)
+            return await self._from_balance(bearer, request)
+        return Admission(claim, bearer.via)
+
+    async def _again(
+        self, bearer: Bearer, request: Request, claim: Claim
+    ) -> Admission | BalanceSale | PassSale | Replay:
+        what, now = request.resource.l402, int(time.time())
+        if claim.state == "settled":
+            if claim.fingerprint:
+                self._check(bearer, request, claim.fingerprint, claim)
+            return await self._take(bearer, request, claim)
+        if claim.state not in _USED:
+            raise PaymentInProgress(reference=claim.reference)
+        if what is not None and what.seconds and claim.fingerprint == pass_bound(request.resource, what):
+            self._check(bearer, request, claim.fingerprint, claim)
+            return PassSale(claim, bearer.via, self._invoices.rail.asset)
+        if claim.state == "served" and claim.fingerprint == request.bound and now <= claim.kept_until:
+            return Admission(claim, bearer.via, replay=True)
+        return await self._from_balance(bearer, request)
+
+    async def _take(
+        self, bearer: Bearer, request: Request, claim: Claim
+    ) -> Admission | BalanceSale | PassSale | Replay:
+        """Go on with a settled claim, whoever made it."""
+        shown = Shown(request.resource, claim.fingerprint, claim.credential, bearer.via)
+        admission = await self._admissions.resume(shown, claim)
+        if admission.replay:  # somebody was faster
+            return await self._again(bearer, request, admission.claim)
+        return await self._first(bearer, request, admission.claim)
+
+    async def _from_balance(self, bearer: Bearer, request: Request) -> BalanceSale | Replay:
+        """From what is left under the payment hash. Raises ``PaymentRefused`` where that is too little."""
+        rail = self._invoices.rail
+        amount = rail.units(request.ceiling)
+        terms = Terms(request.resource.id, request.bound.hex(), amount, 0)
+        bearer.proof.check(terms, int(time.time()), balance=True)
+        spender = Spender(rail.network, bearer.payment_hash, rail.asset, Worth(amount, request.ceiling))
+        try:
+            return await self._balances.reserve(request.resource, request.bound, spender, request.ceiling, request.key)
+        except InsufficientBalance as e:
+            raise PaymentRefused("token_used", detail=f"{e.available} msat are left") from e

@@ -1,0 +1,318 @@
+"""Invoices: made for challenges, remembered until they are paid or over, and turned into claims when they are paid.
+
+An invoice costs a call of the node, so it is made once for the same caller and quote and used again inside its life,
+and those that are open and unpaid are limited, for each caller and in all. Its row is durable before it is shown:
+whatever is paid on it, in time or late, with or without its payer coming back, becomes a claim (G05).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from ..errors import PaymentRefused, RailUnavailable, ServerError
+from ..ledger.port import Store
+from ..model import Claim, Invoice
+from ..money import Usd, format_units
+from ..networks.lightning import Lightning
+from ..protocols.encoding import dump_json
+from .admission import UNSERVED_SECONDS
+
+__all__ = ["Invoices", "Offered", "Wanted", "claim_id"]
+
+log = logging.getLogger("x402kit.lightning")
+
+PER_CALLER: Final = 32
+"""Unpaid invoices that one caller may have open."""
+IN_ALL: Final = 10_000
+_AT_ONCE: Final = 32
+"""Calls of the node at once."""
+_LOOKS: Final = (15, 60, 240)
+"""Seconds of age at which an open invoice is looked at, beside what the node tells of itself."""
+_LATE: Final = (60, 3600, 6 * 3600)
+"""The same after it has expired (G05)."""
+_SETTLING_SECONDS: Final = 3.0
+"""A payer has the preimage a moment before the payee's own node says so."""
+_LISTEN_AGAIN: Final = 5
+_KEPT: Final = 2 * 86_400
+"""A claim outlives its invoice's row, which is kept for a day."""
+
+
+def claim_id(payment_hash: str) -> str:
+    """One space for L402 and ``Payment``: the payment hash (C09)."""
+    return f"lightning:{payment_hash}"
+
+
+class Wanted(NamedTuple):
+    """What an invoice is for. ``bound`` is the request's fingerprint, or a pass's; ``calls`` of ``ceiling`` each."""
+
+    resource: str
+    bound: bytes
+    ceiling: Usd
+    memo: str = ""
+    calls: int = 1
+    whole_sats: bool = False
+
+
+class Offered(NamedTuple):
+    """An invoice in a challenge: the values of WWW-Authenticate, and what the body says of it as JSON text."""
+
+    invoice: Invoice
+    lines: tuple[tuple[str, bytes], ...]
+    shown: bytes
+
+
+class _Open(NamedTuple):
+    offered: Offered
+    caller: str
+
+
+_Key = tuple[str, Wanted]
+Lines = Callable[[Invoice], tuple[tuple[str, bytes], ...]]
+
+
+class Invoices:
+    """The invoices of one rail. ``lines`` writes an invoice's challenges."""
+
+    def __init__(
+        self,
+        store: Store,
+        rail: Lightning,
+        *,
+        per_caller: int = PER_CALLER,
+        in_all: int = IN_ALL,
+    ) -> None:
+        self.rail = rail
+        self._store = store
+        self._per_caller, self._in_all = per_caller, in_all
+        self._open: OrderedDict[_Key, _Open] = OrderedDict()
+        self._keys: dict[str, _Key] = {}
+        self._callers: Counter[str] = Counter()
+        self._making: dict[_Key, asyncio.Future[Offered | None]] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._watcher: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Listen to the node, until ``close``."""
+        self._watcher = asyncio.create_task(self._watch(), name="x402kit-invoices")
+
+    async def close(self) -> None:
+        task, self._watcher = self._watcher, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def offer(self, wanted: Wanted, caller: str, lines: Lines) -> Offered | None:
+        """An invoice that is open, or a new one; None where the caller, or everybody, has too many unpaid ones.
+
+        Raises ``RailUnavailable``: no node, no price.
+        """
+        key = (caller, wanted)
+        now = int(time.time())
+        found = self._open.get(key)
+        if found is not None and found.offered.invoice.expires_at - now >= self.rail.invoice_seconds // 2:
+            return found.offered
+        if (making := self._making.get(key)) is not None:
+            return await asyncio.shield(making)
+        self._forget_old(now)
+        if self._callers[caller] >= self._per_caller or len(self._open) + len(self._making) >= self._in_all:
+            return None
+        return await self._made_once(key, lines)
+
+    async def _made_once(self, key: _Key, lines: Lines) -> Offered | None:
+        """Several that ask for the same at once share one invoice, and one of them that leaves takes it from none."""
+        task: asyncio.Future[Offered | None] = asyncio.ensure_future(self._make(key, lines))
+        self._making[key] = task
+        task.add_done_callback(lambda done: self._over(key, done))
+        return await asyncio.shield(task)
+
+    def _over(self, key: _Key, task: asyncio.Future[Offered | None]) -> None:
+        self._making.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # each who waits has it; nobody may be left
+
+    async def _make(self, key: _Key, lines: Lines) -> Offered:
+        caller, wanted = key
+        rail = self.rail
+        rate = rail.rate()
+        step = 1000 if wanted.whole_sats else rail.node.step
+        amount = rail.units(wanted.ceiling, step) * wanted.calls
+        async with self._slots:
+            made = await rail.node.create(amount, memo=wanted.memo[:128], expiry_seconds=rail.invoice_seconds)
+        if made.amount != amount:
+            raise RailUnavailable(detail="the node made another invoice than it was asked for")
+        now = int(time.time())
+        quote = {
+            "usd": f"{wanted.ceiling.value:f}",
+            "rate": str(rate),
+            "rate_at": rate.at,
+            "calls": wanted.calls,
+        }
+        row = Invoice(
+            made.payment_hash,
+            rail.network,
+            amount,
+            made.bolt11,
+            wanted.bound,
+            wanted.resource,
+            dump_json(quote),
+            now,
+            made.expires_at,
+            now + _LOOKS[0],
+        )
+        await self._store.add_invoice(row)
+        shown = {
+            "network": rail.network,
+            "invoice": made.bolt11,
+            "paymentHash": made.payment_hash,
+            "amountMsat": str(amount),
+            "amountBtc": format_units(amount, rail.asset.decimals),
+            "expiresAt": made.expires_at,
+            "btcUsd": str(rate),
+            "btcUsdAt": rate.at,
+        }
+        offered = Offered(row, lines(row), dump_json(shown))
+        self._remember(key, _Open(offered, caller))
+        return offered
+
+    # What is open, in memory: for the limits, and to be offered again.
+
+    def _remember(self, key: _Key, opened: _Open) -> None:
+        self._drop(key)
+        self._open[key] = opened
+        self._keys[opened.offered.invoice.payment_hash] = key
+        self._callers[opened.caller] += 1
+
+    def _drop(self, key: _Key) -> None:
+        gone = self._open.pop(key, None)
+        if gone is None:
+            return
+        self._keys.pop(gone.offered.invoice.payment_hash, None)
+        self._callers[gone.caller] -= 1
+        if self._callers[gone.caller] <= 0:
+            del self._callers[gone.caller]
+
+    def _forget_old(self, now: int) -> None:
+        """They were all made to live equally long, so the oldest come first."""
+        while self._open:
+            key, opened = next(iter(self._open.items()))
+            if opened.offered.invoice.expires_at > now:
+                return
+            self._drop(key)
+
+    # What became of them.
+
+    async def settle(self, row: Invoice, owner: str) -> Claim:
+        """The claim of an invoice whose preimage was shown; ours if its ``owner`` is ours. Node first, then the row.
+
+        Raises ``PaymentRefused``: certain that it was not paid; ``RailUnavailable``: it is not settled yet, or the node
+        can't say (G03, G06).
+        """
+        end = time.monotonic() + _SETTLING_SECONDS
+        while True:
+            async with self._slots:
+                found = await self.rail.node.look_up(row.payment_hash)
+            if found.state == "settled":
+                return await self._claim(row, found.received, owner)
+            if found.state == "dead":
+                raise PaymentRefused("invoice_unpaid")
+            if found.state == "open" and time.monotonic() > end and row.expires_at < time.time():
+                raise PaymentRefused("invoice_unpaid")
+            if time.monotonic() > end:
+                raise RailUnavailable("invoice_not_settled")
+            await asyncio.sleep(0.1)
+
+    async def _claim(self, row: Invoice, received: int, owner: str) -> Claim:
+        """Write down that it is paid. With another amount than asked for it is nobody's call, but balance (G06)."""
+        self._drop_hash(row.payment_hash)
+        now = int(time.time())
+        exact = received in (0, row.amount)
+        claim = Claim(
+            claim_id(row.payment_hash),
+            "settled",
+            row.fingerprint if exact else b"",
+            row.payment_hash.encode(),
+            row.resource,
+            row.network,
+            self.rail.asset.address,
+            self.rail.pay_to,
+            row.payment_hash,
+            row.amount if exact else received,
+            row.expires_at + _KEPT,
+            now,
+            now + UNSERVED_SECONDS if exact else now,
+            owner=owner,
+            reference=row.payment_hash,
+            settled_at=now,
+            final=1,
+            attempts=1,
+        )
+        made = await self._store.claim(claim)
+        await self._store.note_invoice(row.payment_hash, state="settled")
+        return made
+
+    def _drop_hash(self, payment_hash: str) -> None:
+        key = self._keys.get(payment_hash)
+        if key is not None:
+            self._drop(key)
+
+    async def check(self) -> None:
+        """With each pass of the reconciler: look at what is due. What can't be looked at now is by a later pass."""
+        now = int(time.time())
+        for row in await self._store.due_invoices(now):
+            try:
+                await self._look(row, now)
+            except RailUnavailable as e:
+                log.warning("the Lightning node can't be asked for invoices now: %s", e.reason)
+                return
+
+    async def _look(self, row: Invoice, now: int) -> None:
+        found = await self.rail.node.look_up(row.payment_hash)
+        if found.state == "settled":
+            await self._settled(row, found.received)
+            return
+        again = _next_look(row, now)
+        if found.state == "dead" and now > row.expires_at:
+            again = 0
+        if again:
+            await self._store.note_invoice(row.payment_hash, next_check=again)
+        else:
+            await self._store.note_invoice(row.payment_hash, state="dead")
+
+    async def _settled(self, row: Invoice, received: int) -> None:
+        owner = f"invoices:{id(self):x}:{time.monotonic_ns():x}"
+        made = await self._claim(row, received, owner)
+        if made.owner == owner:  # its payer may come for what was paid
+            await self._store.release(made.payment_id, owner)
+            log.info("invoice %s is paid: %d msat", row.payment_hash, made.amount)
+
+    async def _watch(self) -> None:
+        """What the node says by itself, so that a payment is known at once."""
+        while True:
+            try:
+                async for payment_hash in self.rail.node.subscribe():
+                    await self._heard(payment_hash)
+            except RailUnavailable:
+                log.warning("the Lightning node tells nothing of itself now; it is asked again")
+            except Exception:  # the background border: ``check`` comes to what is not heard
+                log.exception("listening to the Lightning node failed")
+            await asyncio.sleep(_LISTEN_AGAIN)
+
+    async def _heard(self, payment_hash: str) -> None:
+        try:
+            row = await self._store.get_invoice(payment_hash)
+            if row is not None and row.state == "open":
+                await self._look(row, int(time.time()))
+        except ServerError as e:  # ``check`` comes to it
+            log.warning("invoice %s: %s", payment_hash, e.reason)
+
+
+def _next_look(row: Invoice, now: int) -> int:
+    """When to look at an open invoice again; 0 for no more."""
+    times = [row.created_at + age for age in _LOOKS if row.created_at + age < row.expires_at]
+    times += [row.expires_at + 5, *(row.expires_at + late for late in _LATE)]
+    return next((at for at in times if at > now), 0)

@@ -1,0 +1,118 @@
+"""The HTTP ``Payment`` scheme over our rails: challenges that keep nothing, and credentials that answer them.
+
+A challenge's ``id`` is an HMAC over what it says. Over Lightning it has no ``digest`` and no ``opaque``: a popular
+client echoes neither. What else it binds is kept with the invoice. On a chain ``opaque`` holds the same quote as an
+x402 offer, and a credential is read into an x402 payment: one check, one claim, whatever the door (C09).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from ..errors import MalformedPayment, PaymentRefused
+from ..model import Invoice, Json, PaymentPayload, PaymentRequirements
+from ..networks.port import Rail
+from ..protocols import payment_auth, payment_methods
+from ..protocols.payment_auth import PaymentChallenge, PaymentCredential
+from .binding import derived_keys
+from .tokens import Terms
+
+__all__ = ["OnChain", "OverLightning", "Scheme"]
+
+_CHARGE: Final = "charge"
+_EVM, _LIGHTNING = "evm", "lightning"
+
+
+class OverLightning(NamedTuple):
+    """A credential of lightning/charge: authentic, and its preimage is the payment hash's."""
+
+    payment_hash: str
+    challenge: str
+
+    def check(self, terms: Terms, now: int, *, balance: bool) -> None:
+        """It says nothing of the request: the invoice's row does."""
+
+
+class OnChain(NamedTuple):
+    """A credential of evm/charge as an x402 payment; its challenge is authentic."""
+
+    payment: PaymentPayload
+    challenge: str
+
+
+class Scheme:
+    """Issues and reads. The first secret signs; all of them are accepted (G09)."""
+
+    def __init__(self, *secrets: bytes, realm: str) -> None:
+        self._keys = derived_keys(secrets, b"x402kit payment scheme v1")
+        self._realm = realm.replace("|", "")
+
+    def over_lightning(self, invoice: Invoice) -> bytes:
+        """The challenge that an invoice of whole satoshi stands in; it ends with the invoice."""
+        request = payment_methods.lightning_request(
+            invoice.amount // 1000, invoice.bolt11, invoice.payment_hash, invoice.network
+        )
+        return self._challenge(_LIGHTNING, request, invoice.expires_at)
+
+    def on_chain(self, rail: Rail, offer: PaymentRequirements, quote: str, expiry: int) -> bytes:
+        """The challenge for an offer on an EVM chain."""
+        chain = int(rail.network.partition(":")[2])
+        request = payment_methods.evm_request(offer.amount, offer.asset, offer.pay_to, chain, rail.asset.decimals)
+        return self._challenge(_EVM, request, expiry, payment_auth.request_text({"quote": quote}))
+
+    def _challenge(self, method: str, request: Json, expiry: int, opaque: str = "") -> bytes:
+        made = PaymentChallenge(
+            id="",
+            realm=self._realm,
+            method=method,
+            intent=_CHARGE,
+            request=payment_auth.request_text(request),
+            expires=payment_auth.rfc3339(expiry),
+            opaque=opaque,
+        )
+        return payment_auth.challenge_header(made._replace(id=payment_auth.bound_id(self._keys[0], made)))
+
+    def read(self, value: str, keccak: Callable[[bytes], bytes]) -> OverLightning | OnChain:
+        """A credential. Raises ``MalformedPayment`` (400), and ``PaymentRefused`` for one that is not ours (402)."""
+        try:
+            shown = payment_auth.parse_credential(value)
+        except ValueError as e:
+            raise MalformedPayment("malformed_credential", detail=str(e)) from e
+        challenge = shown.challenge
+        if not payment_auth.is_bound(self._keys, challenge) or challenge.realm != self._realm:
+            raise PaymentRefused("invalid_challenge")
+        try:
+            if (challenge.method, challenge.intent) == (_LIGHTNING, _CHARGE):
+                return self._lightning(shown)
+            if (challenge.method, challenge.intent) == (_EVM, _CHARGE):
+                return self._evm(shown, keccak)
+        except ValueError as e:
+            raise MalformedPayment("invalid_payload", detail=str(e)) from e
+        raise PaymentRefused("invalid_challenge")
+
+    @staticmethod
+    def _lightning(shown: PaymentCredential) -> OverLightning:
+        request = payment_methods.read_lightning_request(payment_auth.read_request(shown.challenge.request))
+        preimage = payment_methods.read_preimage(shown.payload)
+        if hashlib.sha256(preimage).hexdigest() != request.payment_hash:
+            raise PaymentRefused("preimage_mismatch")
+        return OverLightning(request.payment_hash, shown.challenge.id)
+
+    @staticmethod
+    def _evm(shown: PaymentCredential, keccak: Callable[[bytes], bytes]) -> OnChain:
+        challenge = shown.challenge
+        request = payment_methods.read_evm_request(payment_auth.read_request(challenge.request))
+        payload = payment_methods.read_evm_payload(shown.payload)
+        nonce: str = payload["authorization"]["nonce"].lower()
+        allowed = payment_methods.evm_nonces(challenge.id, challenge.realm, keccak)
+        if not any(hmac.compare_digest(nonce, each) for each in allowed):
+            raise PaymentRefused("invalid_challenge", detail="the nonce is not this challenge's")
+        quote = payment_auth.read_request(challenge.opaque).get("quote") if challenge.opaque else None
+        network = f"eip155:{request.chain_id}"
+        terms = PaymentRequirements(
+            "exact", network, request.amount, request.currency, request.recipient, 0, {"quote": quote}
+        )
+        return OnChain(PaymentPayload(2, "exact", network, payload, terms), challenge.id)

@@ -1,0 +1,107 @@
+"""L402 tokens: macaroons of our own, bound to an invoice, whose root keys come from the paywall's secrets.
+
+What we mint into every token, in this order (each further caveat may only narrow, whoever appends it):
+
+    services=<name>:0              ours
+    <name>_valid_until=<unix>      when it ends
+    amount_msat=<n>                the most that one call may cost
+    route=<resource>               the priced route
+    request=<hex>                  the request's fingerprint; not in a token that is good for several calls
+
+A secret that is put at the front signs from then on, the others are accepted: root keys rotate (G09).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from ..errors import PaymentRefused
+from ..protocols import l402
+from ..protocols.caveats import CaveatRefused, check_caveats
+from ..protocols.macaroon import is_good, mint
+from .binding import derived_keys
+
+__all__ = ["Terms", "Tokens"]
+
+_LOCATION: Final = "lsat"
+_ODD: Final = re.compile(r"[^A-Za-z0-9._-]")
+_LASTING: Final = 2
+"""Of our own caveats, those that also bind the balance which a payment left over."""
+_ONE_CALL, _CALLS = b"\x00", b"\x01"
+"""First byte of a token's id: whether we minted a ``request`` into it. The identifier is under the signature."""
+
+
+class Terms(NamedTuple):
+    """What a token is good for, or what a call asks of it. ``request`` is a fingerprint in hex; ``amount`` in msat."""
+
+    route: str
+    request: str
+    amount: int
+    until: int = 0
+
+
+class Tokens:
+    """Mints and reads tokens for one service. The first secret mints; all of them are accepted."""
+
+    def __init__(self, *secrets: bytes, service: str) -> None:
+        self._keys = derived_keys(secrets, b"x402kit l402 v1")
+        self._service = _ODD.sub("-", service)
+
+    def mint(self, payment_hash: str, terms: Terms) -> str:
+        """A token as it stands in the challenge. Without ``terms.request`` it is good for any request of the route."""
+        kind = _ONE_CALL if terms.request else _CALLS
+        identifier = l402.identifier(bytes.fromhex(payment_hash), kind + os.urandom(31))
+        caveats = [
+            f"services={self._service}:0",
+            f"{self._service}_valid_until={terms.until}",
+            f"amount_msat={terms.amount}",
+            f"route={_route(terms)}",
+        ]
+        if terms.request:
+            caveats.append(f"request={terms.request}")
+        root = _root(self._keys[0], identifier)
+        return l402.token_text(mint(root, identifier, _LOCATION, [each.encode() for each in caveats]))
+
+    def authenticate(self, shown: l402.Credential) -> None:
+        """Raises ``PaymentRefused``: not a token of ours, or not its preimage (G02, G07)."""
+        token = shown.token
+        if not any(is_good(token, _root(key, token.identifier)) for key in self._keys):
+            raise PaymentRefused("token_invalid")
+        if hashlib.sha256(shown.preimage).digest() != shown.payment_hash:
+            raise PaymentRefused("preimage_mismatch")
+
+    def check(self, shown: l402.Credential, terms: Terms, now: int, *, balance: bool = False) -> None:
+        """What the caveats say of a call. Raises ``PaymentRefused``.
+
+        ``balance``: for a call that is paid from what the token's payment left over. Which route and request that was
+        for is then of no account; what was appended to the token since is.
+        """
+        caveats = shown.token.caveats
+        if balance:
+            minted = 5 if shown.token_id[:1] == _ONE_CALL else 4
+            caveats = (*caveats[:_LASTING], *caveats[minted:])
+        try:
+            check_caveats(
+                caveats,
+                service=self._service,
+                route=_route(terms),
+                request=terms.request,
+                amount=terms.amount,
+                now=now,
+                preimage=shown.preimage,
+            )
+        except CaveatRefused as e:
+            raise PaymentRefused(e.reason) from e
+
+
+def _route(terms: Terms) -> str:
+    return quote(terms.route, safe="/:{}*")
+
+
+def _root(key: bytes, identifier: bytes) -> bytes:
+    return hmac.digest(key, identifier, "sha256")
