@@ -94,7 +94,9 @@ class FromBalance:
     def is_possible(self) -> bool:
         """Whether a proof may be shown there at all, and none was yet."""
         mode = "only" if self._target.proves else self._setup.mode
-        return mode != "off" and not self._tried and self._target.top_up is None
+        if mode == "off" or self._tried or self._target.top_up is not None:
+            return False
+        return bool(self._setup.policy.networks_for(self._target))
 
     @property
     def is_known(self) -> bool:

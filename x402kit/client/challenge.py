@@ -1,25 +1,27 @@
-"""A seller's 402 as the payer sees it: read the offers, and build the header that answers one. Pure."""
+"""A seller's 402 as the payer sees it: read x402's offers, and build the header that answers one. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import NothingPayable
 from ..model import BYTES_NESTED_MAX, HEADER_MAX, Json, PaymentRequired, PaymentRequirements
 from ..money import Asset
 from ..protocols import x402
 from ..protocols.encoding import parse_object
+from ..protocols.payment_auth import PAYMENT_AUTHORIZATION, PaymentChallenge
 
 if TYPE_CHECKING:
     from .svm import SolanaTerms
 
-__all__ = ["Challenge", "Offer", "has_payment", "payment_header", "read_challenge", "says_json"]
+__all__ = ["Auth", "Challenge", "Offer", "has_payment", "payment_header", "read_challenge", "says_json"]
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
-_PAYMENT_NAMES: Final = frozenset(name.decode() for name in x402.PAYMENT_HEADERS)
+_PAYMENT_NAMES: Final = frozenset((*(name.decode() for name in x402.PAYMENT_HEADERS), PAYMENT_AUTHORIZATION))
+_PAYMENT_SCHEMES: Final = ("l402", "lsat", "payment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +49,41 @@ class Challenge:
         return [offer for offer in made if offer is not None]
 
 
+class Auth(NamedTuple):
+    """How a challenge in ``WWW-Authenticate`` is answered: in ``field``, by ``expires_at`` (0: without an end).
+
+    On Lightning there is an invoice, and ``recipe`` makes the header's value of its preimage (auth_offers.py).
+    """
+
+    field: str
+    recipe: str
+    expires_at: int
+    challenge: PaymentChallenge | None = None
+    bolt11: str = ""
+    payment_hash: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An ``accepts[]`` entry of scheme ``exact``, by EIP-3009 or on Solana, in an asset that we know."""
+    """An ``accepts[]`` entry of scheme ``exact``, by EIP-3009 or on Solana, in an asset that we know.
 
-    challenge: Challenge
+    Or what a challenge in ``WWW-Authenticate`` asks for (``auth``); there is no ``challenge`` of x402's then. ``worth``
+    is what it costs in millionths of a dollar, where the asset is none that is taken as worth a dollar.
+    """
+
+    challenge: Challenge | None
     terms: PaymentRequirements
     raw: Json
     asset: Asset
     solana: SolanaTerms | None = None
+    auth: Auth | None = None
+    worth: int | None = None
+    words: str = ""
+
+    @property
+    def description(self) -> str:
+        """The seller's words."""
+        return self.words if self.challenge is None else self.challenge.description
 
     @classmethod
     def of(
@@ -84,7 +112,8 @@ class Offer:
 
 def has_payment(names: Mapping[str, str]) -> bool:
     """Whether the caller's own request carries a payment already; such a request is none of our business."""
-    return any(name in names for name in _PAYMENT_NAMES)
+    scheme = names.get("authorization", "").partition(" ")[0].lower()
+    return scheme in _PAYMENT_SCHEMES or any(name in names for name in _PAYMENT_NAMES)
 
 
 def says_json(headers: Mapping[str, str]) -> bool:
@@ -124,6 +153,7 @@ def payment_header(offer: Offer, payload: Json) -> tuple[str, str]:
     v2 echoes the entry, the resource and the extensions unchanged; v1 names its scheme and network as offered. Resource
     and extensions, which are optional, stay away when the header would be too large. Raises ``NothingPayable``.
     """
+    assert offer.challenge is not None
     raw = offer.challenge.raw
     if offer.challenge.parsed.x402_version == 1:
         v1: Json = {"x402Version": 1, "scheme": "exact", "network": offer.raw["network"], "payload": payload}

@@ -5,12 +5,16 @@
     send as it is ── not 402, or not for us ─────────────────────────────→ the answer, untouched
         │ 402 with an offer that we know
         ├─ an open payment for this very request ─→ show it again (M02, M03); it goes before the balance, too
+        │      an invoice's whose preimage is not here ─→ ask the node what became of it first (lightning.py)
         ├─ a sign-in challenge, and the balance was not tried ─→ the balance
-        └─ none ─→ policy ─→ count, sign, write down ─→ show it
+        └─ none ─→ policy ─→ count, sign, write down ─→ show it; an invoice is paid between those
                                                           │
            2xx, 3xx → accepted, when its body has come    ├─ lost answer, 409, 5xx: show the same again, a few times;
            403      → used                                │    then the answer as it is, or PaymentOutcomeUnknown
            402      → PaymentNotAccepted (M01, M07)       └─ the row stays open: the next identical call shows it again
+
+Where a token is good for more calls, the first send has it: a 402 or 401 drops it, and the flow goes on as without.
+What moved money for certain, as an invoice that was paid, is never followed by another payment in the same call.
 
 While its row is open (journal.py says how long), a payment keeps its request from being signed for again, so that an
 SDK's retries, whatever they retry and however slow the answers are, lead to no second signature. ``max_signatures=2``
@@ -28,12 +32,16 @@ from typing import Any, Final, NamedTuple
 
 from ..errors import NothingPayable, PayerError, PaymentNotAccepted, PaymentOutcomeUnknown, PolicyRefused
 from ..networks.facilitator_wire import is_used
+from ..networks.lightning_port import is_lightning
 from . import wallets
+from .auth_offers import AUTHORIZATION, AuthReader, charge_header, charge_nonce
 from .balance import BalanceSetup, FromBalance, challenge_of, wait
 from .challenge import Challenge, Offer, payment_header
 from .journal import Journal, Payment
-from .policy import Policy, Target, proposal, to_micros
-from .receipts import PaymentInfo, read_payment, read_receipt
+from .journal_lightning import Invoice, Token
+from .lightning import Failed, LightningPayments, Unclear, is_unpaid, with_auth
+from .policy import Policy, Target, micros_of, proposal
+from .receipts import PaymentInfo, read_payment, read_receipt, read_token
 from .steps import Answer, Ask, Drop, Lost, Send, Sleep, Step, Steps, Store, Work
 
 __all__ = ["Attempt", "Setup"]
@@ -59,6 +67,7 @@ class Setup:
     backoff: float
     read_timeout: float
     balance: BalanceSetup
+    lightning: LightningPayments | None = None
     nonces: Callable[[], bytes] = lambda: secrets.token_bytes(32)
 
     def now(self) -> int:
@@ -80,6 +89,7 @@ class Attempt:
         self._in_use: Payment | None = None
         self._signing = ""
         self._shown: list[str] = []
+        self._failure = ""
         self._doubt = False
         self._balance = FromBalance(setup.balance, target)
 
@@ -106,9 +116,11 @@ class Attempt:
     def _unpaid(self, begun: int) -> Generator[Step, Any, _Done | Payment | list[Offer]]:
         """Send without any credential. The answer where it is the call's; else what to pay it with."""
         policy = self._setup.policy
-        answer = yield from self._send_unpaid()
+        answer, token = yield from self._send_unpaid()
+        if token is not None and answer.status not in (401, 402):
+            return _Done(read_token(token, answer.headers))
         challenge = yield from challenge_of(answer)
-        offers = self._offers(challenge) if challenge else []
+        offers = yield from self._offers(challenge, answer)
         sign_in = self._balance.challenge(challenge) if challenge else None
         if not offers and sign_in is None:
             return _Done(None)
@@ -135,11 +147,34 @@ class Attempt:
             return next((row for row in rows if row is not None), None)
 
         found: Payment | None = yield Store(take)
-        return found
+        lightning = self._setup.lightning
+        if found is None or lightning is None or not is_unpaid(found):
+            return found
+        self._in_use = found
+        return (yield from self._paid_for(found, lightning.resume(found)))
 
-    def _offers(self, challenge: Challenge) -> list[Offer]:
-        policy = self._setup.policy
-        return challenge.offers(policy.known, bare=policy.is_katana(self._target))
+    def _paid_for(
+        self, payment: Payment, steps: Generator[Step, Any, Payment | Failed | Unclear]
+    ) -> Generator[Step, Any, Payment | None]:
+        """The payment with what is to be shown; None where it certainly failed. Raises ``PaymentOutcomeUnknown``."""
+        made = yield from steps
+        if isinstance(made, Payment):
+            return made
+        self._in_use = None
+        if isinstance(made, Failed):
+            self._failure = made.reason
+            return None
+        yield from self._finish(payment, "unknown", reason=made.reason)
+        raise _unknown(payment.reference, made.reason)
+
+    def _offers(self, challenge: Challenge | None, answer: Answer) -> Generator[Step, Any, list[Offer]]:
+        """x402's first, and then those in ``WWW-Authenticate``."""
+        setup, target = self._setup, self._target
+        found = challenge.offers(setup.policy.known, bare=setup.policy.is_katana(target)) if challenge else []
+        if answer.status != 402 or not answer.challenges:
+            return found
+        reader = AuthReader(setup.policy.known, None, not target.authorized, setup.now())
+        return (yield from with_auth(found, reader, answer.challenges, setup.lightning))
 
     def _pay(self, found: Payment | list[Offer]) -> Steps:
         """Show an open payment, or sign one for an offer."""
@@ -152,8 +187,21 @@ class Attempt:
             offers = yield from self._refused(payment, answer)
             payment, fresh = (yield from self._sign(offers)), True
 
-    def _send_unpaid(self) -> Generator[Step, Any, Answer]:
-        result = yield Send()
+    def _send_unpaid(self) -> Generator[Step, Any, tuple[Answer, Token | None]]:
+        """Send without a payment, but with a token where one is good there; a second time after a 401 to that."""
+        lightning = self._setup.lightning
+        can = lightning is not None and self._setup.policy.permits(self._target)
+        token = (yield from lightning.token(self._target)) if lightning is not None and can else None
+        answer = yield from self._sent({} if token is None else {AUTHORIZATION: token.value})
+        if token is not None and lightning is not None and answer.status in (401, 402):
+            yield from lightning.drop(token)
+            if answer.status == 401:
+                yield Drop()
+                return (yield from self._sent({})), None
+        return answer, token
+
+    def _sent(self, headers: dict[str, str]) -> Generator[Step, Any, Answer]:
+        result = yield Send(headers)
         if isinstance(result, Lost):
             raise result.error
         assert isinstance(result, Answer)
@@ -164,20 +212,60 @@ class Attempt:
         setup = self._setup
         self._balance.check_alone()
         offer = setup.policy.choose(offers, self._target)
-        if setup.asks and not (yield Ask(proposal(offer, self._target))):
-            raise PolicyRefused("the approve callback refused the payment")
+        if setup.lightning is not None and is_lightning(offer.terms.network):
+            return (yield from self._sign_invoice(setup.lightning, offer, offers))
+        yield from self._approve(offer)
         prepared = yield from self._prepare(offer)
-        draft = self._draft(offer, prepared)
 
         def sign() -> tuple[str, str]:
+            if offer.auth is not None and offer.auth.challenge is not None:
+                return charge_header(offer.auth.challenge, prepared.payload(), offer.terms.network)
             return payment_header(offer, prepared.payload())
 
+        return (yield from self._reserve(self._draft(offer, prepared), sign))
+
+    def _approve(self, offer: Offer) -> Generator[Step, Any, None]:
+        if self._setup.asks and not (yield Ask(proposal(offer, self._target))):
+            raise PolicyRefused("the approve callback refused the payment")
+
+    def _reserve(
+        self, draft: Payment, sign: Callable[[], tuple[str, str]], invoice: Invoice | None = None
+    ) -> Generator[Step, Any, Payment]:
+        setup = self._setup
         caps, others = setup.policy.caps, setup.wallets.addresses
         self._signing = draft.reference
-        reserve = partial(setup.journal.reserve, draft, (caps.hour, caps.day), sign, self, others)
+        reserve = partial(setup.journal.reserve, draft, (caps.hour, caps.day), sign, self, others, invoice)
         signed: Payment = yield Store(reserve)
         self._signing = ""
         return signed
+
+    def _sign_invoice(
+        self, lightning: LightningPayments, offer: Offer, offers: list[Offer]
+    ) -> Generator[Step, Any, Payment]:
+        """Write an invoice down, and pay it. Where that certainly fails, another offer, if one more is allowed."""
+        network: str | Failed = yield Work(lightning.network)
+        if network == offer.terms.network:
+            yield from self._approve(offer)
+            prepared, invoice = lightning.prepare(offer)
+            field = offer.auth.field if offer.auth else ""
+            payment = yield from self._reserve(self._draft(offer, prepared), lambda: (field, ""), invoice)
+            self._in_use = payment
+            paid = yield from self._paid_for(payment, lightning.pay(payment, invoice))
+            if paid is not None:
+                return paid
+            self._shown.append(payment.reference)
+            fault: PayerError = PaymentNotAccepted(
+                f"the invoice could not be paid, no money moved: {self._failure}", reference=payment.reference
+            )
+        elif isinstance(network, Failed):
+            fault = PayerError(f"the Lightning node can't be used: {network.reason}; nothing was paid")
+        else:
+            fault = NothingPayable(f"the invoice is on {offer.terms.network}, the Lightning node on {network}")
+        rest = [each for each in offers if not is_lightning(each.terms.network)]
+        if not rest or len(self._shown) >= self._setup.max_signatures:
+            raise fault
+        _log.warning("%s", fault)
+        return (yield from self._sign(rest))
 
     def _prepare(self, offer: Offer) -> Generator[Step, Any, wallets.Prepared]:
         """What is to be signed. On Solana it holds a recent blockhash, the offer's or our own node's."""
@@ -185,7 +273,9 @@ class Attempt:
         now, wallet = setup.now(), setup.wallets
         if said is None:
             assert wallet.evm is not None
-            nonce, until = setup.nonces(), now + min(terms.max_timeout_seconds, setup.max_validity)
+            challenge = offer.auth.challenge if offer.auth else None
+            nonce = setup.nonces() if challenge is None else charge_nonce(challenge)
+            until = now + min(terms.max_timeout_seconds, setup.max_validity)
             to = (offer.asset, terms.pay_to, terms.amount, until, nonce)
             sign = partial(wallets.authorize, wallet.evm, *to)
             return wallets.Prepared("0x" + nonce.hex(), wallet.evm.address, until, sign)
@@ -212,7 +302,7 @@ class Attempt:
             pay_to=terms.pay_to,
             payer=prepared.payer,
             amount=terms.amount,
-            micros=to_micros(terms.amount, offer.asset),
+            micros=micros_of(offer),
             created_at=self._setup.now(),
             valid_before=prepared.valid_before,
         )
@@ -246,35 +336,40 @@ class Attempt:
         The x402 packages' servers answer so too when they don't know what became of a settlement, without a challenge,
         and when a payment is shown again whose money has moved, with one: both are ``PaymentOutcomeUnknown``.
         """
+        moved = is_lightning(payment.network)
         challenge = yield from challenge_of(answer)
+        offers = [] if moved else (yield from self._offers(challenge, answer))
         yield Drop()
         receipt = read_receipt(answer.headers)
         said = (receipt.error_reason if receipt else "") or (challenge.parsed.error if challenge else "")
-        unclear = challenge is None or _may_have_moved(said, doubt=self._doubt)
+        unclear = not (challenge or answer.challenges) or _may_have_moved(said, doubt=self._doubt)
         self._doubt |= unclear
-        state = "unknown" if self._doubt else "refused"
+        refused = "used" if moved else "refused"  # an invoice that was paid stays paid
+        state = "unknown" if unclear or (self._doubt and not moved) else refused
         yield from self._finish(payment, state, reason=f"402: {said}", refused=not unclear)
         reason = "".join(char for char in said[:200] if char.isprintable()) or "no reason given"
         if unclear:
             raise _unknown(payment.reference, f"402, {reason}")
-        offers = self._offers(challenge) if challenge else []
         if offers and not self._doubt and len(self._shown) < self._setup.max_signatures:
             return offers
         before = ", ".join(each for each in self._shown if each != payment.reference)
         what = f"the payment, and {before} before it" if before else "the payment"
+        what = f"{what}, whose invoice is paid" if moved else what
         raise PaymentNotAccepted(f"the server refused {what}: {reason}", reference=payment.reference)
 
     def _end(self, payment: Payment, answer: Answer) -> Generator[Step, Any, PaymentInfo]:
         info = read_payment(
             payment, answer.headers, self._setup.policy.known.get((payment.network, payment.asset.lower()))
         )
-        settled = info.receipt is not None and info.receipt.success
-        state, refused = _state_after(answer, doubt=self._doubt or settled)
+        moved = is_lightning(payment.network) or (info.receipt is not None and info.receipt.success)
+        state, refused = _state_after(answer, doubt=self._doubt or moved)
         if state != "accepted":
             reason = f"status {answer.status}"
             yield from self._finish(payment, state, transaction=info.transaction, reason=reason, refused=refused)
         elif info.returned or self._target.top_up is not None:
             self._setup.balance.sellers.learn(self._target.origin, network=payment.network)
+        if state == "accepted" and self._setup.lightning is not None and is_lightning(payment.network):
+            yield from self._setup.lightning.keep(payment, self._target)
         return info
 
     def _finish(

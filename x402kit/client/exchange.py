@@ -118,6 +118,7 @@ def _target(request: httpx.Request) -> Target:
         top_up=hints.get(TOP_UP),
         proves=hints.get(PROVES) is True,
         network=hints.get(NETWORK, ""),
+        authorized="authorization" in request.headers,
     )
 
 
@@ -153,7 +154,7 @@ class Exchange:
 
     def answered(self, response: httpx.Response) -> Answer:
         self.response = response
-        return Answer(response.status_code, response.headers)
+        return Answer(response.status_code, response.headers, tuple(response.headers.get_list("www-authenticate")))
 
     def lost(self, error: httpx.TransportError) -> Lost:
         return Lost(error, sent=not isinstance(error, self._family.not_sent))

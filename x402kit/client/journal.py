@@ -10,9 +10,10 @@
 | accepted | goods came | no | spent |
 | given up | by hand | no | spent |
 
-An unknown one that a server then refuses is shown until it can't land any more; and whatever was refused (402, 403,
-another 4xx) is shown for ``COOL`` seconds more, or until the third refusal, since SDKs try three times: their retries
-meet the same payment, never a new one.
+A payment on Lightning is ``signed`` before its invoice is paid (lightning.py); one that certainly failed is released
+at once. An unknown one that a server then refuses is shown until it can't land any more; and whatever was refused (402,
+403, another 4xx) is shown for ``COOL`` seconds more, or until the third refusal, since SDKs try three times: their
+retries meet the same payment, never a new one.
 
 Cap and row are one transaction, guarded in the statement that counts, so that threads and processes on one file
 together never exceed a cap. ``synchronous=FULL``: a row that was written survives a power cut (J02). All calls block;
@@ -33,9 +34,10 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError, PayerError, TooDear
-from . import journal_calls
+from . import journal_calls, journal_lightning
 from .journal_calls import BalanceCall
 from .journal_file import connect
+from .journal_lightning import Invoice, Token
 
 __all__ = ["Journal", "Payment"]
 
@@ -72,6 +74,11 @@ lease_until = 0, refusals = CASE WHEN :refused THEN refusals + 1 WHEN :state = '
 value = CASE WHEN :closed THEN '' ELSE value END WHERE reference = :reference
 """
 _UNCOUNT: Final = "UPDATE spent SET micros = max(0, micros - ?) WHERE payer = ? AND period = ?"
+
+_RELEASE: Final = """
+UPDATE payments SET state = 'released', value = '', reason = ?, ended_at = ?, owner = '', lease_until = 0
+WHERE reference = ? AND state IN ('signed', 'unknown', 'refused')
+"""
 
 _owners: set[str] = set()
 """The journals that are open in this process."""
@@ -183,14 +190,18 @@ class Journal:
         sign: Callable[[], tuple[str, str]],
         holder: object,
         wallets: Sequence[str] = (),
+        invoice: Invoice | None = None,
     ) -> Payment:
         """Count the payment against the hour's and the day's cap, then sign it, and write it down: one transaction.
 
-        ``wallets``: addresses of the same payer, whose payments count against the same caps. Raises ``TooDear`` when a
-        cap would be exceeded; then ``sign`` was not called.
+        ``wallets``: addresses of the same payer, whose payments count against the same caps. ``invoice``: what is paid
+        on Lightning, whose payment has nothing to be shown yet. Raises ``TooDear`` when a cap would be exceeded; then
+        ``sign`` was not called.
         """
         with self._writing() as db:
             self._sweep(db, draft.created_at)
+            if invoice is not None:
+                journal_lightning.add(db, invoice)
             for period, cap in zip(_periods(draft.created_at), caps, strict=True):
                 _count(db, draft, period, cap, [each for each in wallets if each != draft.payer])
             header, value = sign()
@@ -216,6 +227,7 @@ class Journal:
             before = now - (KEEP_IN_MEMORY if self._path is None else KEEP)
             db.execute("DELETE FROM payments WHERE created_at < ? AND valid_before < ?", (before, now - SHOWN_LATE))
             journal_calls.purge(db, min(before, now - SHOWN_LATE))
+            journal_lightning.purge(db, now)
         self._writes += 1
 
     def finish(
@@ -230,6 +242,51 @@ class Journal:
         with self._writing() as db:
             self._live.pop(reference, None)
             db.execute(_FINISH, values)
+
+    def invoice(self, reference: str) -> Invoice | None:
+        """What is paid, or was, under this payment hash."""
+        with self._locked() as db:
+            return journal_lightning.find(db, reference)
+
+    def note_pending(self, reference: str) -> None:
+        """The node has said that the payment is under way."""
+        with self._writing() as db:
+            journal_lightning.note_pending(db, reference)
+
+    def paid(self, payment: Payment, value: str, micros: int, valid_before: int) -> Payment:
+        """An invoice was paid for ``micros``, fee and all: keep what is shown; what was counted more is given back."""
+        made = replace(payment, value=value, micros=micros, valid_before=valid_before)
+        with self._writing() as db:
+            for period in _periods(payment.created_at):
+                db.execute(_UNCOUNT, (payment.micros - micros, payment.payer, period))
+            db.execute(
+                "UPDATE payments SET value = ?, micros = ?, valid_before = ? WHERE reference = ?",
+                (value, micros, valid_before, payment.reference),
+            )
+        return made
+
+    def release(self, payment: Payment, now: int, reason: str) -> None:
+        """It is certain that no money moved, and none will: give the budget back at once."""
+        with self._writing() as db:
+            self._live.pop(payment.reference, None)
+            changed = db.execute(_RELEASE, (reason[:500], now, payment.reference)).rowcount
+            for period in _periods(payment.created_at) if changed else ():
+                db.execute(_UNCOUNT, (payment.micros, payment.payer, period))
+
+    def keep_token(self, token: Token) -> None:
+        """For the next calls at its place."""
+        with self._writing() as db:
+            journal_lightning.keep_token(db, token)
+
+    def token(self, places: tuple[str, str], now: int) -> Token | None:
+        """What was bought before and is good at one of the places."""
+        with self._locked() as db:
+            return next(iter(journal_lightning.tokens(db, places, now)), None)
+
+    def drop_token(self, token: Token) -> None:
+        """It is good no more."""
+        with self._writing() as db:
+            journal_lightning.drop_token(db, token)
 
     def begin_call(self, draft: BalanceCall, holder: object) -> BalanceCall:
         """The open call from the balance for the same request, leased to ``holder``, or ``draft`` as a new row."""

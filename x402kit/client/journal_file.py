@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
-from . import journal_calls
+from . import journal_calls, journal_lightning
 
 __all__ = ["connect"]
 
@@ -49,6 +49,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
         version = _VERSION
     if version == _VERSION:
         journal_calls.make_table(db)
+        journal_lightning.make_tables(db)
     db.execute("COMMIT")
     if version != _VERSION:
         db.close()

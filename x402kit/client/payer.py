@@ -1,4 +1,4 @@
-"""The payer: a wallet, a policy and a journal, from which any number of transports are made."""
+"""The payer: wallets, a policy and a journal, from which any number of transports are made."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from ..money import Usd
 from ..protocols.x402 import caip2
 from . import families
 from .balance import Balance, BalanceSetup
+from .bitcoin import BtcUsd, CoinPrice
 from .core import Setup
 from .journal import Journal, Payment
 from .journal_calls import BalanceCall
-from .policy import MICRO, Limits, Policy
+from .lightning import LightningPayments
+from .lightning_wallet import LightningWallet
+from .policy import MICRO, Caps, Limits, Policy
 from .prepaid import AsyncPrepaidWallet, PrepaidWallet
 from .sellers import Sellers
 from .transport import Approve
@@ -30,6 +33,7 @@ from .wallets import Account, AccountWallet, KeyWallet, Wallet, Wallets
 if TYPE_CHECKING:
     import httpx2
 
+    from ..networks.lightning_port import PayingNode
     from ..networks.svm_wallet import SvmKey, SvmSigner
     from . import families2
     from .svm import SolanaWallet
@@ -43,19 +47,23 @@ WALLET_SECONDS: Final = 60.0
 
 
 class Payer:
-    """Pays x402 calls by itself, within ``limits``; safe to share between threads, and its file between processes.
+    """Pays for calls by itself, within ``limits``; safe to share between threads, and its file between processes.
 
     ``evm_key`` (hex) or ``evm_account`` (an ``eth_account`` account) signs, and on Solana ``svm_key`` (see ``SvmKey``),
     ``svm_keypair`` (the path of a keypair's JSON file) or ``svm_signer`` (an object that signs messages, such as a
     solders ``Keypair``). With both, EVM is preferred where both are offered, or what ``limits.networks`` names first.
     ``svm_rpc``: the address of a node, asked for a blockhash where an offer brings none. ``katana_hosts``: sellers,
-    beside Katana itself, whose offers on Solana name no fee payer, since the recipient is it. ``journal`` is a file's
-    path; without it what was signed is known only as long as the object lives. ``approve`` is asked before each payment
-    is signed, sync or, in async clients, async. ``balance``: "first" pays from the prepaid balance where a seller keeps
-    one, and by a payment where that is too low; "only" never by a payment; "off". ``max_validity``: the most seconds
-    that an authorization lives. ``max_signatures=2`` lets a 402 after a payment lead to one more. ``retries``: how
-    often a payment is shown again after a lost answer, 409 or 5xx, waiting ``backoff`` seconds and then twice that, or
-    what Retry-After says. ``read_timeout``: the least seconds for a paid answer, whatever the client's own (I-12).
+    beside Katana itself, whose offers on Solana name no fee payer, since the recipient is it. ``lightning``: the
+    adapter of a node that pays invoices, such as ``Lnd(...)``, which belongs to the payer from then on; ``btc_usd`` is
+    what a bitcoin counts against the caps, ``"97000"``, or a callable that says so; ``max_fee`` the most msat that the
+    route of one payment may cost, 1 % and at least 5 sat if not given; ``pay_timeout`` seconds for the node.
+    ``journal`` is a file's path; without it what was signed is known only as long as the object lives. ``approve`` is
+    asked before each payment is signed, sync or, in async clients, async. ``balance``: "first" pays from the prepaid
+    balance where a seller keeps one, and by a payment where that is too low; "only" never by a payment; "off".
+    ``max_validity``: the most seconds that an authorization lives. ``max_signatures=2`` lets a 402 after a payment, or
+    an invoice that could not be paid, lead to one more. ``retries``: how often a payment is shown again after a lost
+    answer, 409 or 5xx, waiting ``backoff`` seconds and then twice that, or what Retry-After says. ``read_timeout``: the
+    least seconds for a paid answer, whatever the client's own (I-12).
     Raises ``ConfigError``.
     """
 
@@ -69,6 +77,10 @@ class Payer:
         svm_signer: SvmSigner | None = None,
         svm_rpc: str | None = None,
         katana_hosts: Collection[str] = (),
+        lightning: PayingNode | None = None,
+        btc_usd: BtcUsd | None = None,
+        max_fee: int | None = None,
+        pay_timeout: float = 60.0,
         limits: Limits | None = None,
         journal: str | os.PathLike[str] | None = None,
         approve: Approve | None = None,
@@ -86,17 +98,30 @@ class Payer:
         if balance not in ("off", "first", "only"):
             raise ConfigError(f'balance is "off", "first" or "only", not {balance!r}')
         self._approve = approve
-        wallets = Wallets(_wallet(evm_key, evm_account), _solana(svm_key, svm_keypair, svm_signer), _node(svm_rpc))
+        wallets = Wallets(
+            _wallet(evm_key, evm_account),
+            _solana(svm_key, svm_keypair, svm_signer),
+            _node(svm_rpc),
+            None if lightning is None else LightningWallet(lightning, max_fee, pay_timeout),
+        )
         if not wallets.kinds:
-            raise ConfigError("give a wallet: evm_key or evm_account, svm_key, svm_keypair or svm_signer")
+            raise ConfigError("give a wallet: evm_key or evm_account, svm_key, svm_keypair or svm_signer, or lightning")
+        limits = limits or Limits()
+        price = _price(wallets, btc_usd, limits)
         policy = Policy(
-            limits or Limits(),
+            limits,
             allow_insecure=allow_insecure,
             kinds=wallets.kinds,
             has_node=wallets.node is not None,
             katana_hosts=(*_KATANA, *katana_hosts),
         )
+        if balance != "off" and not policy.networks:
+            raise ConfigError("a balance needs a wallet of EVM or Solana, on a network that Limits allows")
         rows = Journal(journal)
+
+        def now() -> int:
+            return int(clock())
+
         self._setup = Setup(
             wallets=wallets,
             policy=policy,
@@ -108,7 +133,10 @@ class Payer:
             retries=retries,
             backoff=backoff,
             read_timeout=read_timeout,
-            balance=BalanceSetup(balance, wallets, policy, rows, Sellers(), lambda: int(clock()), retries, backoff),
+            balance=BalanceSetup(balance, wallets, policy, rows, Sellers(), now, retries, backoff),
+            lightning=None
+            if wallets.lightning is None
+            else LightningPayments(wallets.lightning, price, rows, now, retries, backoff),
         )
 
     @property
@@ -118,7 +146,7 @@ class Payer:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Each wallet's address, EVM's first."""
+        """Each wallet's address, EVM's first; a Lightning node is ``"lightning"``."""
         return self._setup.wallets.addresses
 
     def transport(self, inner: httpx.BaseTransport | None = None) -> families.PayingTransport:
@@ -166,7 +194,7 @@ class Payer:
     def _operations(self, network: str) -> Operations:
         wallets, policy = self._setup.wallets, self._setup.policy
         named = caip2(network)
-        if network and named not in policy.networks:
+        if not policy.networks or (network and named not in policy.networks):
             raise ConfigError(f"this payer has no wallet for the network {network!r}, or Limits does not allow it")
         if not network and len(wallets.kinds) > 1:
             named = policy.networks[0].partition(":")[0]
@@ -200,10 +228,12 @@ class Payer:
         self._setup.journal.end_call(reference, "given up", self._setup.now())
 
     def close(self) -> None:
-        """Close the journal. Transports that still use it fail before they sign."""
+        """Close the journal, and the nodes' connections. Transports that still use it fail before they sign."""
         self._setup.journal.close()
         if self._setup.wallets.node is not None:
             self._setup.wallets.node.close()
+        if self._setup.wallets.lightning is not None:
+            self._setup.wallets.lightning.close()
 
 
 def _wallet(key: str | bytes | None, account: Account | None) -> Wallet | None:
@@ -212,6 +242,16 @@ def _wallet(key: str | bytes | None, account: Account | None) -> Wallet | None:
     if account is not None:
         return AccountWallet(account)
     return None if key is None else KeyWallet(key)
+
+
+def _price(wallets: Wallets, btc_usd: BtcUsd | None, limits: Limits) -> CoinPrice:
+    caps = Caps.of(limits)
+    is_capped = (caps.call, caps.hour, caps.day) != (None, None, None)
+    if wallets.lightning is not None and btc_usd is None and is_capped:
+        raise ConfigError(
+            "caps are in dollars: btc_usd, the price of a bitcoin, says what a payment on Lightning counts"
+        )
+    return CoinPrice(btc_usd)
 
 
 def _solana(

@@ -9,8 +9,10 @@ Order of the decisions about a 402 that is for us, each before anything is signe
     5  the ``approve`` callback                         PolicyRefused (M08)
     6  ``per_hour`` and ``per_day``, with the journal   TooDear (M04)
 
-Caps are in dollars, and every asset is taken as worth a dollar: the table in networks/assets.py holds only such, and
-so must the ``Asset`` values that a caller adds. An amount is rounded up to a millionth of a dollar, a cap down.
+Caps are in dollars, and every asset but bitcoin is taken as worth a dollar: the table in networks/assets.py holds only
+such, and so must the ``Asset`` values that a caller adds. Bitcoin counts at the price that the payer was given
+(bitcoin.py), together with the most that the route may cost. An amount is rounded up to a millionth of a dollar, a cap
+down.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Final
 from ..errors import ConfigError, NothingPayable, PolicyRefused, TooDear
 from ..money import MAX_AMOUNT, Asset, format_units, usd
 from ..networks.assets import DEFAULTS
+from ..networks.lightning_port import BITCOIN, REGTEST, SIGNET, TESTNET, bitcoin_on, is_lightning
 from ..protocols.x402 import caip2
 from .challenge import Offer
 
@@ -33,6 +36,9 @@ __all__ = ["Caps", "Limits", "Policy", "Proposal", "Target"]
 MICRO: Final = 6
 """Budgets are counted in millionths of a dollar."""
 TEXT_MAX: Final = 500
+LIGHTNING: Final = "lightning"
+"""In ``Limits.networks``: whichever of Bitcoin's networks the node is on."""
+_COINS: Final = {network: bitcoin_on(network) for network in (BITCOIN, TESTNET, SIGNET, REGTEST)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +46,10 @@ class Limits:
     """The payer's policy.
 
     ``per_call``, ``per_hour``, ``per_day``: dollars such as ``"$0.05"``, None for no cap; hours and days are UTC's.
-    ``hosts``: names, with or without a port; None allows any. ``networks``: CAIP-2 or v1's short names; a payer with
-    two wallets prefers EVM's, or the kind of the first network here. ``assets``: symbols or addresses of known assets,
-    or a whole ``Asset`` (worth a dollar) that we don't know. Raises ``ConfigError``.
+    ``hosts``: names, with or without a port; None allows any. ``networks``: CAIP-2, v1's short names, or
+    ``"lightning"``; a payer with more wallets than one prefers EVM's, then Solana's, or the kind of the first network
+    here. ``assets``: symbols (``"BTC"`` on Lightning) or addresses of known assets, or a whole ``Asset`` (worth a
+    dollar) that we don't know. Raises ``ConfigError``.
     """
 
     per_call: str | None = "$0.10"
@@ -79,6 +86,11 @@ def _micros(cap: str | None) -> int | None:
     return min(micros, MAX_AMOUNT // 2)
 
 
+def micros_of(offer: Offer) -> int:
+    """What an offer counts against the caps."""
+    return to_micros(offer.terms.amount, offer.asset) if offer.worth is None else offer.worth
+
+
 def to_micros(amount: int, asset: Asset) -> int:
     """Atomic units of a dollar asset in millionths of a dollar, rounded up."""
     unit: int = 10**asset.decimals
@@ -106,6 +118,8 @@ class Target:
     """A call to a wallet service, which takes a proof alone."""
     network: str = ""
     """Where it must be paid or proved: a namespace, or a network (CAIP-2). Empty: wherever the policy allows."""
+    authorized: bool = False
+    """Whether the caller's own request has an ``Authorization``, which stays."""
 
     @property
     def route(self) -> str:
@@ -159,22 +173,22 @@ class Policy:
         self._allow_insecure = allow_insecure
         self._hosts = None if limits.hosts is None else frozenset(host.lower() for host in limits.hosts)
         added = [asset for asset in limits.assets or () if isinstance(asset, Asset)]
-        assets = (asset for asset in (*DEFAULTS.values(), *added) if _kind(asset.network) in kinds)
+        assets = (asset for asset in (*DEFAULTS.values(), *_COINS.values(), *added) if _kind(asset.network) in kinds)
         self.known = {_key(asset): asset for asset in assets}
         self._allowed = self._filter(limits)
-        named = [caip2(network) for network in limits.networks or ()] or list(DEFAULTS)
-        allowed = {network for network, _ in self._allowed}
+        named = _named_networks(limits) or list(DEFAULTS)
+        allowed = {network for network, _ in self._allowed if not is_lightning(network)}
         self.networks = tuple(network for network in dict.fromkeys(named) if network in allowed) or tuple(
             sorted(allowed)
         )
         """CAIP-2, whose wallets may prove themselves; the first is meant where a seller does not say."""
-        preferred = dict.fromkeys(_kind(caip2(network)) for network in limits.networks or kinds)
+        preferred = dict.fromkeys(_kind(network) for network in _named_networks(limits) or kinds)
         self._ranks = {kind: rank for rank, kind in enumerate(preferred)}
 
     def _filter(self, limits: Limits) -> frozenset[tuple[str, str]]:
         keys = set(self.known)
         if limits.networks is not None:
-            networks = {caip2(network) for network in limits.networks}
+            networks = set(_named_networks(limits))
             if not networks <= {network for network, _ in keys}:
                 raise ConfigError(f"no wallet, or no asset, is known for some of the networks {sorted(networks)}")
             keys = {key for key in keys if key[0] in networks}
@@ -217,7 +231,7 @@ class Policy:
     def asset_on(self, network: str) -> Asset | None:
         """The asset that a balance on a network is taken to be in: the one that dollars mean there, or else the only
         one that the caller has added."""
-        found = [asset for key, asset in self.known.items() if key[0] == network]
+        found = [asset for key, asset in self.known.items() if key[0] == network and network not in _COINS]
         return DEFAULTS.get(network) or (found[0] if len(found) == 1 else None)
 
     def over_call_cap(self, amount: int | None, asset: Asset | None) -> bool:
@@ -238,7 +252,8 @@ class Policy:
             raise PolicyRefused(f"redirected from {target.first_origin} to {target.origin}; Limits.hosts can permit it")
 
     def choose(self, offers: Sequence[Offer], target: Target) -> Offer:
-        """Decisions 3 and 4: EVM before Solana unless ``Limits.networks`` says otherwise, and then the server's order.
+        """Decisions 3 and 4: EVM, Solana, Lightning unless ``Limits.networks`` says otherwise, and then the order of
+        ``offers``.
 
         Raises ``NothingPayable``, ``TooDear``.
         """
@@ -249,7 +264,7 @@ class Policy:
         for offer in sorted(allowed, key=self._rank):
             if self._affordable(offer, target.top_up if target.top_up is not None else self.caps.call):
                 return offer
-        cheapest = min(to_micros(offer.terms.amount, offer.asset) for offer in allowed)
+        cheapest = min(micros_of(offer) for offer in allowed)
         limit = "Limits.per_call" if target.top_up is None else f"${format_units(target.top_up, MICRO)}"
         raise TooDear(f"the price ${format_units(cheapest, MICRO)} is above {limit}")
 
@@ -259,16 +274,23 @@ class Policy:
 
     def _affordable(self, offer: Offer, cap: int | None) -> bool:
         amount = offer.terms.amount
-        micros = to_micros(amount, offer.asset)
+        micros = micros_of(offer)
         return amount <= MAX_AMOUNT and micros <= MAX_AMOUNT // 2 and (cap is None or micros <= cap)
 
 
 def proposal(offer: Offer, target: Target) -> Proposal:
     """What decision 5 is asked about."""
     terms = offer.terms
-    words = "".join(char if char.isprintable() else " " for char in offer.challenge.description[:TEXT_MAX])
+    words = "".join(char if char.isprintable() else " " for char in offer.description[:TEXT_MAX])
     where = (target.method, target.host, target.url)
     return Proposal(terms.amount, offer.asset, terms.network, terms.pay_to, *where, words)
+
+
+def _named_networks(limits: Limits) -> list[str]:
+    named: list[str] = []
+    for network in limits.networks or ():
+        named += list(_COINS) if network == LIGHTNING else [caip2(network)]
+    return named
 
 
 def _kind(network: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +10,24 @@ from typing import Any, Final, Literal, TypedDict
 
 from ..model import Json, SettlementResponse
 from ..money import Asset, parse_atomic, parse_units
-from ..protocols import x402
+from ..networks.lightning_port import is_lightning
+from ..protocols import payment_auth, x402
+from .auth_offers import preimage_of
 from .journal import Payment
 from .journal_calls import BalanceCall
+from .journal_lightning import Token
+from .lightning_wallet import ADDRESS
 
-__all__ = ["EXTENSION", "PaymentInfo", "is_charged", "payment_of", "read_balance", "read_payment", "read_receipt"]
+__all__ = [
+    "EXTENSION",
+    "PaymentInfo",
+    "is_charged",
+    "payment_of",
+    "read_balance",
+    "read_payment",
+    "read_receipt",
+    "read_token",
+]
 
 EXTENSION: Final = "x402kit.payment"
 REMAINING: Final = "x-balance-remaining"
@@ -24,13 +38,15 @@ _HASH: Final = re.compile(r"0x[0-9a-fA-F]{64}\Z", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class PaymentInfo:
-    """A payment, or a call from the balance (``source``), and its receipt. Amounts in atomic units of ``asset``.
+    """A payment, or a call from the balance or on a token (``source``), and its receipt. Amounts in atomic units.
 
-    ``amount`` as signed; of a call from the balance what it was charged, or else what was held for it, 0 where the
-    server says neither. What the server says, None where it does not (as for ``charged`` at the head of a stream):
-    ``reserved``, the most that the call could cost; ``charged``, what it did cost; ``returned``, what of the former
-    became balance again, or for the first time; ``balance``, what is there now. ``verified``: the receipt is there,
-    says success, and agrees with what was signed; no chain was asked. Else ``problem`` says why.
+    ``reference`` on Lightning is the payment hash; a token's is that of the payment that bought it, which cost all that
+    its calls do. ``amount`` as signed; of a call from the balance what it was charged, or else what was held for it, 0
+    where the server says neither. What the server says, None where it does not (as for ``charged`` at the head of a
+    stream): ``reserved``, the most that the call could cost; ``charged``, what it did cost; ``returned``, what of the
+    former became balance again, or for the first time; ``balance``, what is there now. ``verified``: the receipt is
+    there, says success, and agrees with what was signed; no chain was asked. On Lightning, where a receipt may be
+    missing: the preimage is the payment hash's. Else ``problem`` says why.
     """
 
     reference: str
@@ -44,7 +60,7 @@ class PaymentInfo:
     verified: bool
     problem: str
     receipt: SettlementResponse | None
-    source: Literal["payment", "balance"] = "payment"
+    source: Literal["payment", "balance", "token"] = "payment"
     reserved: int | None = None
     charged: int | None = None
     returned: int | None = None
@@ -66,6 +82,32 @@ def read_receipt(headers: Mapping[str, str]) -> SettlementResponse | None:
         return x402.parse_settlement_response(x402.decode_header(text, floats=True))
     except ValueError:
         return None
+
+
+def _charge_receipt(headers: Mapping[str, str]) -> payment_auth.Receipt | None:
+    """Payment-Receipt; None when it is missing or not readable."""
+    text = headers.get(payment_auth.PAYMENT_RECEIPT)
+    try:
+        return None if text is None else payment_auth.read_receipt(text)
+    except ValueError:
+        return None
+
+
+def _auth_problem(payment: Payment, receipt: SettlementResponse | None, charge: payment_auth.Receipt | None) -> str:
+    """What is wrong with a payment that was shown in an Authorization field, of which there may be either receipt."""
+    if receipt is not None and not receipt.success:
+        return f"the receipt says that it failed: {receipt.error_reason}"
+    if is_lightning(payment.network):
+        preimage = preimage_of(payment.value)
+        if not preimage or hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != payment.reference:
+            return "the preimage is another payment's"
+        is_other = charge is not None and charge.reference != payment.reference
+        return "the receipt is for another payment" if is_other else ""
+    if receipt is not None:
+        return _problem(payment, receipt)
+    if charge is None:
+        return "no readable receipt"
+    return "" if _HASH.match(charge.reference) else "the receipt names no transaction"
 
 
 def _problem(payment: Payment, receipt: SettlementResponse | None) -> str:
@@ -178,8 +220,10 @@ def _is_replayed(headers: Mapping[str, str]) -> bool:
 
 def read_payment(payment: Payment, headers: Mapping[str, str], asset: Asset | None = None) -> PaymentInfo:
     """Hold an answer's receipt against the payment that was shown."""
-    receipt = read_receipt(headers)
-    problem = _problem(payment, receipt)
+    receipt, charge = read_receipt(headers), _charge_receipt(headers)
+    is_auth = "authorization" in payment.header.lower()
+    problem = _auth_problem(payment, receipt, charge) if is_auth else _problem(payment, receipt)
+    named = receipt.transaction if receipt else charge.reference if charge and is_auth else ""
     return PaymentInfo(
         reference=payment.reference,
         amount=payment.amount,
@@ -187,10 +231,30 @@ def read_payment(payment: Payment, headers: Mapping[str, str], asset: Asset | No
         asset=payment.asset,
         payer=payment.payer,
         pay_to=payment.pay_to,
-        transaction=receipt.transaction if receipt else "",
+        transaction=payment.reference if is_lightning(payment.network) else named,
         replayed=_is_replayed(headers),
         verified=not problem,
         problem=problem,
         receipt=receipt,
         **_parts(headers, asset),
+    )
+
+
+def read_token(token: Token, headers: Mapping[str, str]) -> PaymentInfo:
+    """A call on a token that was bought before; it cost nothing more."""
+    receipt = read_receipt(headers)
+    return PaymentInfo(
+        reference=token.reference,
+        amount=0,
+        network=token.network,
+        asset="btc",
+        payer=ADDRESS,
+        pay_to="",
+        transaction=token.reference,
+        replayed=_is_replayed(headers),
+        verified=True,
+        problem="",
+        receipt=receipt,
+        source="token",
+        **_parts(headers, None),
     )

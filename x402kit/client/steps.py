@@ -18,6 +18,8 @@ class Answer:
 
     status: int
     headers: Mapping[str, str]
+    challenges: tuple[str, ...] = ()
+    """The lines of ``WWW-Authenticate``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Run a blocking action that moves no money and may be abandoned; → what it returns."""
+    """Run a blocking action whose result may be abandoned, though it goes on; → what it returns."""
 
     action: Callable[[], Any]
 

@@ -1,6 +1,7 @@
 """Who signs: a private key of our own, or an ``eth_account`` account. Neither ever shows its key (I11).
 
-A payer has a wallet for EVM networks, one for Solana (svm.py, loaded where there is one), or both.
+A payer has a wallet for EVM networks, one for Solana (svm.py, loaded where there is one), a Lightning node
+(lightning_wallet.py), or more than one of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..networks.evm_message import message_digest
 from ..protocols.base58 import b58encode
 
 if TYPE_CHECKING:
+    from .lightning_wallet import LightningWallet
     from .svm import SolanaWallet
     from .svm_rpc import Blockhashes
 
@@ -25,6 +27,7 @@ __all__ = ["Account", "AccountWallet", "KeyWallet", "Prepared", "Wallet", "Walle
 
 EVM: Final = "eip155"
 SOLANA: Final = "solana"
+BITCOIN: Final = "bip122"
 
 _KEY: Final = re.compile(r"(?:0x)?[0-9a-fA-F]{64}\Z", re.ASCII)
 _FIELDS: Final = (
@@ -161,17 +164,18 @@ class Wallets:
     evm: Wallet | None = None
     solana: SolanaWallet | None = None
     node: Blockhashes | None = None
+    lightning: LightningWallet | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The namespaces (CAIP-2) of the networks that can be paid on, EVM's first."""
-        found = ((EVM, self.evm), (SOLANA, self.solana))
+        found = ((EVM, self.evm), (SOLANA, self.solana), (BITCOIN, self.lightning))
         return tuple(kind for kind, wallet in found if wallet is not None)
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """EVM's first."""
-        return tuple(wallet.address for wallet in (self.evm, self.solana) if wallet is not None)
+        return tuple(wallet.address for wallet in (self.evm, self.solana, self.lightning) if wallet is not None)
 
     @property
     def address(self) -> str:

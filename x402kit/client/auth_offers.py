@@ -1,0 +1,242 @@
+"""Offers in ``WWW-Authenticate``: an invoice by L402 or by ``Payment``, and USDC on EVM by ``Payment``. Pure.
+
+    L402 macaroon="…", invoice="lnbc…"                        Authorization: L402 <token>:<preimage>
+    Payment method="lightning", intent="charge", request=…    Authorization: Payment {challenge, payload: {preimage}}
+    Payment method="evm", intent="charge", request=…          Authorization: Payment {challenge, payload: {signature…}}
+
+Nothing that a challenge says is believed over its invoice: amount, payment hash and expiry are read from that, and must
+be what the challenge says of them (wire.md 6, 7). What does not hold together is no offer.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from ..model import Json, PaymentRequirements
+from ..money import MAX_AMOUNT, Asset, parse_atomic
+from ..networks import evm
+from ..networks.lightning_port import bitcoin_on
+from ..protocols import bolt11, l402, macaroon, payment_auth
+from ..protocols.encoding import b64decode
+from ..protocols.payment_auth import PAYMENT_AUTHORIZATION, PaymentChallenge
+from .challenge import Auth, Offer
+
+__all__ = [
+    "AUTHORIZATION",
+    "AuthReader",
+    "charge_header",
+    "charge_nonce",
+    "credential",
+    "preimage_of",
+    "reuse_of",
+]
+
+AUTHORIZATION: Final = "Authorization"
+MARGIN: Final = 10
+"""Seconds that an invoice or a challenge must have left, or it is not paid."""
+SAT: Final = 1000
+EVM_SECONDS: Final = 300
+"""The life of an authorization for a challenge without an end, as the scheme's other clients have it."""
+
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
+_PREIMAGE: Final = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
+
+
+class AuthReader(NamedTuple):
+    """What a payer can answer. ``worth``: an invoice's cost, fee and all, in millionths of a dollar; None: no node.
+
+    ``known``: assets by network and address. ``is_free``: whether ``Authorization`` may be ours: the caller's own
+    request has none.
+    """
+
+    known: Mapping[tuple[str, str], Asset]
+    worth: Callable[[int], int] | None
+    is_free: bool
+    now: int
+
+    def offers(self, lines: Sequence[str]) -> list[Offer]:
+        """The challenges that can be answered, L402 first: its tokens may be good for more than one call."""
+        made: list[Offer | None] = []
+        challenges = payment_auth.read_challenges(lines)
+        if self.worth is not None:
+            made.append(self._l402(lines))
+            made += [self._read(self._lightning, each) for each in challenges if _is(each, "lightning")]
+        made += [self._read(self._evm, each) for each in challenges if _is(each, "evm")]
+        return [offer for offer in made if offer is not None]
+
+    def has_invoice(self, lines: Sequence[str]) -> bool:
+        """Whether any of them is an invoice."""
+        return any(offer.auth is not None and offer.auth.bolt11 for offer in self.offers(lines))
+
+    def _l402(self, lines: Sequence[str]) -> Offer | None:
+        found = l402.read_challenge(lines)
+        if found is None or not self.is_free:
+            return None
+        try:
+            invoice = bolt11.decode(found.invoice)
+        except ValueError:
+            return None
+        if (token := _macaroon(found.token)) is not None and not _is_for(token, invoice.payment_hash):
+            return None
+        recipe = json.dumps({"token": found.token, "scheme": found.scheme})
+        return self._invoice(invoice, found.invoice, Auth(AUTHORIZATION, recipe, invoice.expires_at), "")
+
+    def _read(
+        self, read: Callable[[PaymentChallenge, Json, int | None], Offer | None], challenge: PaymentChallenge
+    ) -> Offer | None:
+        """None for a challenge that is not whole, is over, or wants a field that is not free."""
+        try:
+            expires_at = payment_auth.expiry_of(challenge)
+            request = payment_auth.read_request(challenge.request)
+            if _field(challenge) == AUTHORIZATION and not self.is_free:
+                return None
+            return read(challenge, request, expires_at) if self._lives(expires_at) else None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _lives(self, expires_at: int | None) -> bool:
+        return expires_at is None or expires_at > self.now + MARGIN
+
+    def _lightning(self, challenge: PaymentChallenge, request: Json, expires_at: int | None) -> Offer | None:
+        details: Mapping[str, Any] = request["methodDetails"]
+        text = details["invoice"]
+        if not isinstance(text, str):
+            return None
+        invoice = bolt11.decode(text)
+        said = details.get("paymentHash", invoice.payment_hash)
+        if request["currency"] != "sat" or parse_atomic(request["amount"]) * SAT != invoice.amount:
+            return None
+        if not isinstance(said, str) or said.lower() != invoice.payment_hash:
+            return None
+        until = invoice.expires_at if expires_at is None else min(expires_at, invoice.expires_at)
+        auth = Auth(_field(challenge), json.dumps(challenge._asdict()), until, challenge)
+        return self._invoice(invoice, text, auth, challenge.description)
+
+    def _invoice(self, invoice: bolt11.Bolt11, text: str, auth: Auth, words: str) -> Offer | None:
+        amount = invoice.amount
+        if not 0 < amount <= MAX_AMOUNT or not invoice.payment_hash or not self._lives(auth.expires_at):
+            return None
+        assert self.worth is not None
+        asset = bitcoin_on(invoice.network)
+        terms = PaymentRequirements("charge", invoice.network, amount, asset.address, invoice.payee, 0)
+        auth = auth._replace(bolt11=text.lower().removeprefix("lightning:"), payment_hash=invoice.payment_hash)
+        return Offer(None, terms, {}, asset, auth=auth, worth=self.worth(amount), words=words or invoice.description)
+
+    def _evm(self, challenge: PaymentChallenge, request: Json, expires_at: int | None) -> Offer | None:
+        details: Mapping[str, Any] = request["methodDetails"]
+        chain, currency, pay_to = details["chainId"], request["currency"], request["recipient"]
+        kinds, amount = details.get("credentialTypes"), parse_atomic(request["amount"])
+        if type(chain) is not int or not isinstance(currency, str) or not isinstance(pay_to, str):
+            return None
+        asset = self.known.get((f"eip155:{chain}", currency.lower()))
+        if asset is None or amount == 0 or not _ADDRESS.match(pay_to) or details.get("splits"):
+            return None
+        if not isinstance(kinds, list) or "authorization" not in kinds:
+            return None
+        seconds = EVM_SECONDS if expires_at is None else expires_at - self.now
+        terms = PaymentRequirements("charge", asset.network, amount, asset.address, pay_to, seconds)
+        auth = Auth(_field(challenge), "", expires_at or 0, challenge)
+        return Offer(None, terms, {}, asset, auth=auth, words=challenge.description)
+
+
+def _is(challenge: PaymentChallenge, method: str) -> bool:
+    return (challenge.method, challenge.intent) == (method, "charge")
+
+
+def _field(challenge: PaymentChallenge) -> str:
+    is_other = challenge.header.lower() == PAYMENT_AUTHORIZATION.lower()
+    return PAYMENT_AUTHORIZATION if is_other else AUTHORIZATION
+
+
+def _macaroon(token: str) -> macaroon.Macaroon | None:
+    """None for a token of another kind: it need not be one."""
+    try:
+        return macaroon.parse(b64decode(token))
+    except (ValueError, IndexError, binascii.Error):
+        return None
+
+
+def _is_for(token: macaroon.Macaroon, payment_hash: str) -> bool:
+    try:
+        return l402.read_identifier(token.identifier)[0].hex() == payment_hash
+    except ValueError:
+        return True  # another version, of which we know nothing
+
+
+# What is shown
+
+
+def credential(recipe: str, preimage: str) -> str:
+    """The header's value for a paid invoice, by what its row of the journal holds."""
+    said: dict[str, str] = json.loads(recipe)
+    if "token" in said:
+        return l402.credential_header(said["token"], preimage, said["scheme"])
+    return payment_auth.credential_header(PaymentChallenge(**said), {"preimage": preimage})
+
+
+def preimage_of(value: str) -> str:
+    """The preimage in a credential of ours; empty where there is none."""
+    found: Any = value.rpartition(":")[2]
+    if value.startswith("Payment "):
+        try:
+            found = payment_auth.parse_credential(value).payload.get("preimage")
+        except ValueError:
+            return ""
+    return str(found) if isinstance(found, str) and _PREIMAGE.match(found) else ""
+
+
+def charge_nonce(challenge: PaymentChallenge) -> bytes:
+    """The nonce of an authorization for an ``evm/charge``: keccak256 of id and realm, one behind the other.
+
+    pympp hashes a JSON array of both instead; its challenges are known by the nonce in their ``opaque``.
+    """
+    try:
+        is_array = "_mpp_nonce" in payment_auth.read_request(challenge.opaque)
+    except ValueError:
+        is_array = False
+    text = challenge.id + challenge.realm
+    if is_array:
+        text = json.dumps([challenge.id, challenge.realm], separators=(",", ":"), ensure_ascii=False)
+    return evm.keccak(text.encode())
+
+
+def charge_header(challenge: PaymentChallenge, payload: Json, network: str) -> tuple[str, str]:
+    """Field and value that answer an ``evm/charge``; ``payload`` as ``exact`` on EVM has it."""
+    authorization: Json = payload["authorization"]
+    flat = {"type": "authorization", **authorization, "signature": payload["signature"]}
+    source = f"did:pkh:{network}:{authorization['from']}"
+    return _field(challenge), payment_auth.credential_header(challenge, flat, source)
+
+
+class Reuse(NamedTuple):
+    """Where else a token is good: on its ``route`` alone, or all over the origin. ``valid_until`` 0: without an end."""
+
+    on_route: bool
+    valid_until: int
+
+
+def reuse_of(recipe: str) -> Reuse | None:
+    """Whether the token of an L402 credential may be good for more calls; None where it is bound to one request.
+
+    Servers but ours sell tokens that stay good; a token that is no macaroon does not say.
+    """
+    said: dict[str, str] = json.loads(recipe)
+    token = _macaroon(said.get("token", ""))
+    if "token" not in said:
+        return None
+    pairs = [caveat.decode("utf-8", "replace").partition("=")[::2] for caveat in token.caveats] if token else []
+    if any(name.strip() == "request" and value.strip() != "any" for name, value in pairs):
+        return None
+    ends = [_seconds(value) for name, value in pairs if name.strip().endswith("valid_until")]
+    return Reuse(any(name.strip() == "route" for name, _ in pairs), min(ends, default=0))
+
+
+def _seconds(text: str) -> int:
+    try:
+        return parse_atomic(text.strip()) or 1
+    except ValueError:
+        return 1  # it has ended
