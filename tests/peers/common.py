@@ -53,7 +53,7 @@ def client_arguments() -> ClientArguments:
 def report_answer(status: int, headers: Mapping[str, str], text: str) -> None:
     """Print what came back, the receipt decoded by the peer's own reader."""
     names = {name.lower(): value for name, value in headers.items()}
-    line: dict[str, Any] = {"status": status, "headers": names, "body": _parsed(text), "payment_response": None}
+    line: dict[str, Any] = {"status": status, "headers": names, "body": parsed(text), "payment_response": None}
     if receipt := names.get("payment-response") or names.get("x-payment-response"):
         try:
             decoded = decode_payment_response_header(receipt)
@@ -73,7 +73,7 @@ def emit(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:

@@ -1,0 +1,44 @@
+// mppx as a server: GET /evm asks for a cent of USDC on Base, GET /lightning for ten satoshis, GET /both for either,
+// POST /echo for a cent; GET /runs counts what was served. Prints its address as one JSON line; runs until SIGTERM.
+// usage: PEER_NODE='{"url": …, "macaroon": …}' node mppx_server.mjs --facilitator URL --pay-to ADDRESS
+import { createServer } from "node:http";
+import { parseArgs } from "node:util";
+import { Mppx, NodeListener, Request, evm } from "mppx/server";
+import { lightningServer, print } from "./lightning.mjs";
+
+const text = { type: "string" };
+const { values } = parseArgs({ options: { facilitator: text, "pay-to": text } });
+const methods = [lightningServer()];
+if (values.facilitator) {
+  methods.push(
+    evm.charge({
+      currency: evm.assets.base.USDC,
+      recipient: values["pay-to"],
+      x402: { facilitator: values.facilitator },
+    }),
+  );
+}
+const mppx = Mppx.create({ methods, realm: "peer.example", secretKey: "a secret of thirty-two bytes, or more" });
+const cent = { amount: "0.01", description: "a peer's route" };
+const sats = { amount: "10", currency: "sat" };
+const priced = {
+  "GET /evm": () => mppx["evm/charge"](cent),
+  "POST /echo": () => mppx["evm/charge"](cent),
+  "GET /lightning": () => mppx["lightning/charge"](sats),
+  "GET /both": () => mppx.compose(["evm/charge", cent], ["lightning/charge", sats]),
+};
+const runs = {};
+
+async function handle(request) {
+  const { pathname } = new URL(request.url);
+  if (pathname === "/runs") return Response.json(runs);
+  const route = `${request.method} ${pathname}`;
+  const body = request.method === "POST" ? await request.clone().json() : undefined;
+  const result = await priced[route]()(request);
+  if (result.status === 402) return result.challenge;
+  runs[route] = (runs[route] ?? 0) + 1;
+  return result.withReceipt(Response.json(body === undefined ? { weather: "sunny" } : { echo: body }));
+}
+
+const server = createServer(Request.toNodeListener(handle));
+server.listen(0, "127.0.0.1", () => print({ url: `http://127.0.0.1:${server.address().port}` }));
