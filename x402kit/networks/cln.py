@@ -11,7 +11,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .http import Answer, NotSent, Unknown
 from .lightning_http import NodeHttp, header_secret
@@ -33,8 +33,6 @@ _REASONS: Final = {203: "refused_by_payee", 205: "no_route", 206: "fee_too_high"
 class CoreLightning:
     """A Core Lightning node. ``rune`` is a secret; ``cert`` the PEM (or its path) of the node's ``ca.pem``."""
 
-    step: Final = 1
-
     def __init__(self, url: str, rune: str, *, cert: str = "", seconds: float = 15.0) -> None:
         """No traffic. Raises ``ConfigError``."""
         self._http = NodeHttp(url, {"Rune": header_secret(rune, "the rune")}, cert=cert, seconds=seconds)
@@ -46,6 +44,10 @@ class CoreLightning:
     @property
     def network(self) -> str:
         return self._network
+
+    @property
+    def step(self) -> int:
+        return 1
 
     async def start(self) -> None:
         """Connect. Raises ``ConfigError``: no such node, another certificate, a rune that does not allow it."""
@@ -164,9 +166,10 @@ def _network(info: Any) -> str:
 
 def _code(answer: Answer) -> int | None:
     """The JSON-RPC code of a command's error."""
-    if answer.status < 400 or not isinstance(answer.json, dict):
+    try:
+        code = answer.json["code"] if answer.status >= 400 else None
+    except (KeyError, TypeError):
         return None
-    code = cast("dict[str, Any]", answer.json).get("code")
     return code if type(code) is int else None
 
 

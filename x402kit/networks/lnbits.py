@@ -30,8 +30,6 @@ SEEN_MAX: Final = 10_000
 class LNbits:
     """A wallet at LNbits. ``key`` is a secret: the invoice key of a seller, the admin key of a payer."""
 
-    step: Final = 1000
-
     def __init__(self, url: str, key: str, *, cert: str = "", seconds: float = 15.0, poll_seconds: float = 2.0) -> None:
         """No traffic. Raises ``ConfigError``."""
         self._http = NodeHttp(url, {"X-Api-Key": header_secret(key, "the key")}, cert=cert, seconds=seconds)
@@ -41,6 +39,10 @@ class LNbits:
     @property
     def network(self) -> str:
         return self._network
+
+    @property
+    def step(self) -> int:
+        return 1000
 
     async def start(self) -> None:
         """Connect, and make an invoice of one satoshi: of older ones in the books some may be of no chain at all.

@@ -48,8 +48,6 @@ def fee_of(amount: int) -> int:
 class Phoenixd:
     """A phoenixd. ``password`` is a secret."""
 
-    step: Final = 1000
-
     def __init__(
         self, url: str, password: str, *, cert: str = "", seconds: float = 15.0, poll_seconds: float = 2.0
     ) -> None:
@@ -62,6 +60,10 @@ class Phoenixd:
     @property
     def network(self) -> str:
         return self._network
+
+    @property
+    def step(self) -> int:
+        return 1000
 
     async def start(self) -> None:
         """Connect. Raises ``ConfigError``: no phoenixd there, or another password."""
@@ -100,7 +102,7 @@ class Phoenixd:
         since = 0
         for _, at in await self._completed(0, 1):  # phoenixd's clock, not ours
             since = at
-        seen = dict(await self._completed(since - OVERLAP_MILLIS))
+        seen: dict[str, int] = dict(await self._completed(since - OVERLAP_MILLIS))
         while True:
             await asyncio.sleep(self._poll_seconds)
             for settled, at in await self._completed(since - OVERLAP_MILLIS):
