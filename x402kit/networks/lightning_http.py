@@ -8,9 +8,10 @@ Redirects are not followed (K05), proxies of the environment not used: a node's 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
-from pathlib import Path
+from os import PathLike
 from typing import Any, Final
 
 import httpx
@@ -18,29 +19,20 @@ import httpx
 from ..errors import ConfigError, RailUnavailable
 from ..protocols.encoding import parse_json
 from .http import ANSWER_MAX, CONNECT_SECONDS, Answer, NotSent, Unknown, check_url
+from .pinned_tls import pinned
 
-__all__ = ["NodeHttp", "header_secret", "pinned"]
+__all__ = ["NodeHttp", "header_secret"]
 
 SECONDS: Final = 15.0
 LINE_MAX: Final = 256 * 1024
 """Bytes of one line of a stream."""
+_PROBES: Final = tuple(
+    (socket.IPPROTO_TCP, getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+)
+"""A stream may be silent for hours; a node that is gone without a word is noticed by these all the same."""
 _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
-
-
-def pinned(cert: str) -> ssl.SSLContext:
-    """TLS that trusts the given certificates (PEM, or the path of such a file) and no other authority.
-
-    The name in the certificate must still be the host's. Raises ``ConfigError``.
-    """
-    try:
-        pem = cert if "-----BEGIN" in cert else Path(cert).read_text("ascii")
-        context = ssl.create_default_context(cadata=pem)
-    except (OSError, ValueError, ssl.SSLError):
-        raise ConfigError("the Lightning node's certificate can't be read: a PEM file, or its text") from None
-    # Nodes sign their own certificates: such a one is its own root, and lacks fields that only a chain needs.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context
 
 
 def header_secret(value: str, what: str) -> str:
@@ -54,7 +46,12 @@ class NodeHttp:
     """The REST service of one node. ``start`` it in the event loop that uses it, and ``close`` it there."""
 
     def __init__(
-        self, url: str, headers: Mapping[str, str] | None = None, *, cert: str = "", seconds: float = SECONDS
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        cert: str | PathLike[str] = "",
+        seconds: float = SECONDS,
     ) -> None:
         """No traffic. Raises ``ConfigError``."""
         self._url = check_url(url, "the Lightning node's address").rstrip("/")
@@ -66,11 +63,16 @@ class NodeHttp:
     async def start(self) -> None:
         """Open the pool."""
         await self.close()
+        transport = httpx.AsyncHTTPTransport(
+            verify=self._verify,
+            limits=httpx.Limits(max_connections=100, max_keepalive_connections=20),
+            trust_env=False,
+            socket_options=((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *_PROBES),
+        )
         self._client = httpx.AsyncClient(
             headers=self._headers,
-            verify=self._verify,
+            transport=transport,
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=100, max_keepalive_connections=20),
             follow_redirects=False,
             trust_env=False,
         )
@@ -90,8 +92,12 @@ class NodeHttp:
         form: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
         seconds: float | None = None,
+        line: bool = False,
     ) -> Answer | NotSent | Unknown:
-        """One request. ``seconds`` covers the whole exchange; an error status may come without JSON (``None``)."""
+        """One request. ``seconds`` covers the whole exchange; an error status may come without JSON (``None``).
+
+        ``line``: of an answer that goes on, the first line alone.
+        """
         if self._client is None:
             return NotSent("not-started")
         request = self._client.build_request(method, self._url + path, json=json, data=form, params=params)
@@ -99,7 +105,7 @@ class NodeHttp:
             async with asyncio.timeout(seconds or self._seconds):
                 response = await self._client.send(request, stream=True)
                 try:
-                    body = await _body(response)
+                    body = await _body(response, line=line and response.status_code == 200)
                 finally:
                     await response.aclose()
         except _NOT_SENT as e:
@@ -134,7 +140,10 @@ class NodeHttp:
 
     async def first(self, method: str, path: str, *, json: Any = None, what: str) -> Any:
         """As ``ask``, at the start: ``ConfigError`` says whether it is the address, the certificate or the key."""
-        answer = await self.exchange(method, path, json=json)
+        return self.judged(await self.exchange(method, path, json=json), what)
+
+    def judged(self, answer: Answer | NotSent | Unknown, what: str) -> Any:
+        """The JSON of a first answer. Raises ``ConfigError``, as ``first``."""
         if isinstance(answer, NotSent):
             why = "shows another certificate" if answer.why == "certificate" else "is not there, or refuses connections"
             raise ConfigError(f"the {what} {why}")
@@ -160,14 +169,17 @@ class NodeHttp:
         return found
 
     async def lines(
-        self, method: str, path: str, *, json: Any = None, params: Mapping[str, str] | None = None
+        self, method: str, path: str, *, json: Any = None, params: Mapping[str, str] | None = None, late: bool = False
     ) -> AsyncGenerator[Any]:
-        """The documents of an answer that goes on, one on each line. Raises ``RailUnavailable`` when it ends."""
+        """The documents of an answer that goes on, one on each line. Raises ``RailUnavailable`` when it ends.
+
+        ``late``: it may begin whenever it has something to say, its headers too.
+        """
         if self._client is None:
             raise RailUnavailable(detail="the Lightning node: not started")
         request = self._client.build_request(method, self._url + path, json=json, params=params)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(None if late else self._seconds):
                 response = await self._client.send(request, stream=True)
         except (TimeoutError, httpx.HTTPError, OSError):
             raise RailUnavailable(detail="the Lightning node's stream does not open") from None
@@ -183,7 +195,7 @@ class NodeHttp:
         raise RailUnavailable(detail="the Lightning node's stream ended")
 
 
-async def _body(response: httpx.Response) -> bytes | None:
+async def _body(response: httpx.Response, *, line: bool = False) -> bytes | None:
     """``None``: too large, or compressed although we asked for the bytes as they are."""
     made = bytearray()
     if response.headers.get("content-encoding", "identity") != "identity":
@@ -192,6 +204,8 @@ async def _body(response: httpx.Response) -> bytes | None:
         made += chunk
         if len(made) > ANSWER_MAX:
             return None
+        if line and b"\n" in made:
+            return bytes(made).split(b"\n", 1)[0]
     return bytes(made)
 
 
