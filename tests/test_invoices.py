@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import re
 import sqlite3
-from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from tests.support.postgres import query
 from tests.support.stores import Place
 from tests.test_store import new_claim
+from tests.test_store import store as store
 from x402kit.ledger.port import Store
 from x402kit.model import INVOICE_KEPT_SECONDS, Claim, Invoice
 
@@ -38,14 +38,6 @@ def invoice(payment_hash: str = "ab", *, amount: int = 21_000, expires_at: int =
 
 def paid(payment_hash: str, valid_until: int) -> Claim:
     return new_claim(f"lightning:{payment_hash}", payer=payment_hash).changed(valid_until=valid_until)
-
-
-@pytest.fixture
-async def store(place: Place) -> AsyncIterator[Store]:
-    made = place.open()
-    await made.start()
-    yield made
-    await made.close()
 
 
 async def test_an_invoice_comes_back_as_it_was_issued(store: Store) -> None:

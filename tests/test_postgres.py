@@ -5,38 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import multiprocessing
 import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import psycopg
 import pytest
 
 from tests.support.postgres import LIMITED_ROLE, PostgresServer, query
-from tests.test_store import FAR, new_claim
+from tests.test_store import ALICE, FAR, hold, new_claim, settle
 from x402kit.errors import ConfigError, InsufficientBalance, PaymentUsed, ProofUsed, TooManyRequests
 from x402kit.ledger import postgres_base
 from x402kit.ledger.open import store_of
-from x402kit.ledger.port import Store
 from x402kit.ledger.postgres import PostgresStore
 from x402kit.ledger.postgres_schema import LATEST, MIGRATIONS, Migration
-from x402kit.model import Account, Claim, Hold, Spend
-
-ALICE = Account.of("eip155:8453", "0xAA", "0xA11CE")
-
-
-def hold(hold_id: str, amount: int = 100, *, account: Account = ALICE, holder: str = "h") -> Hold:
-    return Hold(hold_id, account.owner, account.asset, amount, holder, 1, 2)
-
-
-async def settle(store: Store, claim: Claim) -> None:
-    assert (await store.claim(claim)).owner == claim.owner
-    assert await store.move(claim.payment_id, "confirm", claim.owner, block=7)
+from x402kit.model import Account, Spend
 
 
 @pytest.fixture
@@ -210,15 +196,6 @@ async def test_K04_at_its_limit_the_store_refuses_new_claims_and_keeps_the_live_
     await store.close()
 
 
-async def test_I13_one_payer_cannot_fill_the_store_with_open_payments(database: str) -> None:
-    store = PostgresStore(database, max_open_per_payer=2)
-    await store.start()
-    made = await asyncio.gather(*[store.claim(new_claim(f"p{n}")) for n in range(3)], return_exceptions=True)
-    assert sorted(type(one).__name__ for one in made) == ["Claim", "Claim", "TooManyRequests"]
-    assert (await store.claim(new_claim("p9", payer="somebody else"))).owner == "a"
-    await store.close()
-
-
 async def test_the_app_needs_no_right_to_change_the_log(store: PostgresStore, database: str) -> None:
     """docs/postgresql.md: a role that can add entries, and neither change nor delete one."""
     await store.deposit(ALICE, 5, "before")
@@ -293,36 +270,6 @@ async def test_J08_a_migration_that_breaks_off_leaves_nothing_and_can_be_run_aga
     await connection.close()
 
 
-def _open_again_and_again(dsn: str, faults: SimpleQueue[str]) -> None:
-    async def work() -> None:
-        for _ in range(5):
-            store = PostgresStore(dsn)
-            try:
-                await store.start()
-                await store.close()
-            except ConfigError as e:
-                faults.put(str(e))
-
-    asyncio.run(work())
-
-
-def test_C02_workers_that_start_together_all_open_the_ledger(database: str) -> None:
-    context = multiprocessing.get_context("spawn")
-    faults: SimpleQueue[str] = context.SimpleQueue()
-    workers = [context.Process(target=_open_again_and_again, args=(database, faults)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    assert faults.empty()
-
-
-async def test_C02_all_machines_share_one_secret(store: PostgresStore, second: PostgresStore) -> None:
-    assert len(await store.secret()) == 32
-    assert await store.secret() == await second.secret()
-
-
 async def test_I11_an_address_with_a_password_is_never_shown(
     postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -340,11 +287,6 @@ async def test_I11_an_address_with_a_password_is_never_shown(
         PostgresStore("postgresql://a:sesame@h/d?unknown_option=1")
     assert "sesame" not in str(raised.value)
     assert "sesame" not in caplog.text
-
-
-async def test_a_store_that_was_not_opened_says_so(database: str) -> None:
-    with pytest.raises(ConfigError, match="not open"):
-        await PostgresStore(database).get("p")
 
 
 def test_a_store_can_be_opened_in_another_loop(database: str) -> None:
@@ -382,18 +324,6 @@ def test_a_ledger_is_known_by_its_address(database: str) -> None:
     assert isinstance(store_of(database.replace("postgresql", "postgres")), PostgresStore)
     store = store_of(database)
     assert store_of(store) is store
-
-
-async def test_closing_gives_the_leases_back(store: PostgresStore, database: str) -> None:
-    await store.deposit(ALICE, 1000, "d")
-    await store.reserve(hold("1"))
-    await settle(store, new_claim())
-    await store.close()
-    other = PostgresStore(database, lease_seconds=100)
-    await other.start()
-    assert await other.take("p", "settled", "b") is not None
-    assert [ended.id for ended in await other.expire(10)] == ["1"]
-    await other.close()
 
 
 async def test_what_a_cancelled_caller_reserved_goes_back(store: PostgresStore) -> None:

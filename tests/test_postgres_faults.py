@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from tests.support.postgres import PostgresServer, query
-from tests.test_postgres import ALICE, hold, opened
+from tests.test_postgres import opened
 from tests.test_postgres import store as store
-from tests.test_store import FAR, new_claim
+from tests.test_store import ALICE, FAR, hold, new_claim
 from x402kit.errors import RailUnavailable
 from x402kit.ledger import postgres_batch
 from x402kit.ledger.postgres import PostgresStore

@@ -1,0 +1,135 @@
+"""What is the SQLite store's own: the file, its lock and its limits, a ledger in memory (ledger/)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_store import FAR, new_claim, settle
+from x402kit.errors import ConfigError, RailUnavailable, TooManyRequests
+from x402kit.ledger import files
+from x402kit.ledger.sqlite import SQLiteStore
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SQLiteStore]:
+    made = SQLiteStore(tmp_path / "claims.db")
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_K04_at_its_limit_the_store_refuses_new_claims_and_keeps_the_live_ones(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "claims.db", max_claims=3)
+    await store.start()
+    for number in range(4):
+        await settle(store, new_claim(f"p{number}", payer=str(number)))
+    with pytest.raises(TooManyRequests):
+        await store.claim(new_claim("one more"))
+    assert await store.get("p0") is not None
+    await store.close()
+
+
+async def test_K04_a_claim_that_stays_does_not_count_for_those_that_were_forgotten_since(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "claims.db", max_claims=3)
+    await store.start()
+    await settle(store, new_claim("never shown again", payer="one"))
+    for number in range(9):  # there is always a new one
+        await settle(store, new_claim(f"p{number}", payer=str(number)))
+        await store.move(f"p{number - 1}", "serve", "a", kept_until=0, final=1)
+        assert await store.prune(FAR + 3601) == min(number, 1)
+    assert await store.get("never shown again") is not None
+    await settle(store, new_claim("the last place"))
+    with pytest.raises(TooManyRequests):
+        await store.claim(new_claim("one more"))
+    await store.close()
+
+
+async def test_J03_a_full_disk_is_503_and_changes_nothing(store: SQLiteStore) -> None:
+    await store.claim(new_claim())
+    await store._write(lambda c: c.execute("PRAGMA max_page_count = 1").fetchone())  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(RailUnavailable):
+        await store.claim(new_claim("q", payer="x" * 1_000_000))
+    found = await store.get("p")
+    assert found is not None
+    assert found.state == "claimed"
+    assert await store.get("q") is None
+
+
+async def test_J04_a_locked_file_is_503_after_a_bounded_wait(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "claims.db", busy_seconds=0.05)
+    await store.start()
+    blocker = sqlite3.connect(tmp_path / "claims.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(RailUnavailable):
+        await store.claim(new_claim())
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    assert (await store.claim(new_claim())).owner == "a"
+    await store.close()
+
+
+async def test_a_cancelled_caller_does_not_undo_or_disturb_a_commit(store: SQLiteStore) -> None:
+    task = asyncio.ensure_future(store.claim(new_claim()))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (await store.claim(new_claim(owner="b"))).owner == "a"
+
+
+async def test_J02_money_is_written_with_synchronous_full_in_wal(store: SQLiteStore) -> None:
+    assert await store._write(lambda c: c.execute("PRAGMA synchronous").fetchone()) == (2,)  # pyright: ignore[reportPrivateUsage]
+    assert await store._write(lambda c: c.execute("PRAGMA journal_mode").fetchone()) == ("wal",)  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_the_file_is_for_its_owner_alone(store: SQLiteStore, tmp_path: Path) -> None:
+    assert (tmp_path / "claims.db").stat().st_mode & 0o077 == 0
+
+
+def test_J06_a_network_file_system_is_known_by_its_mount() -> None:
+    mounts = "/dev/sda / ext4 rw 0 0\nnas:/x /mnt/my\\040nas nfs4 rw 0 0\n"
+    assert files.file_system("/mnt/my nas/payments.db", mounts) == "nfs4"
+    assert files.file_system("/mnt/my nas2/payments.db", mounts) == "ext4"
+    assert files.file_system("/var/payments.db", mounts) == "ext4"
+
+
+def test_C02_a_second_worker_with_a_ledger_in_memory_is_refused(tmp_path: Path) -> None:
+    worker = """
+        import asyncio, sys
+        from x402kit.errors import ConfigError
+        from x402kit.ledger.sqlite import SQLiteStore
+        async def main():
+            store = SQLiteStore(":memory:")
+            try:
+                await store.start()
+            except ConfigError as e:
+                print("refused", e)
+                return
+            print("started", flush=True)
+            sys.stdin.readline()
+            await store.close()
+        asyncio.run(main())
+    """
+    script = tmp_path / "worker.py"
+    script.write_text(textwrap.dedent(worker))
+    command = [sys.executable, str(script)]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert first.stdout is not None
+    assert first.stdout.readline() == "started\n"
+    second = subprocess.run(command, input="", capture_output=True, text=True, check=True)
+    assert second.stdout.startswith("refused a ledger in memory can't serve more than one worker")
+    first.communicate("\n", timeout=20)
+
+
+async def test_a_place_that_cannot_be_written_is_an_error_at_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match="can't be opened"):
+        await SQLiteStore(tmp_path / "file" / "claims.db").start()
