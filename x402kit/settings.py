@@ -15,6 +15,12 @@
 | X402KIT_SVM_PAY_TO | who is paid, base58 | |
 | X402KIT_SVM_KEY | the settlement wallet's key, base58 or a JSON array; it pays the fees | |
 | X402KIT_SVM_NETWORK | CAIP-2 | Solana; on testnet Solana's devnet |
+| X402KIT_LIGHTNING_URL | the seller's node, ``lnd+https://…`` (networks/lightning_nodes.py) | Lightning is off |
+| X402KIT_LIGHTNING_KEY | its macaroon, rune, password or key: the value, or the path of a file | |
+| X402KIT_LIGHTNING_CERT | the path of the node's own certificate (PEM) | the system's authorities |
+| X402KIT_LIGHTNING_BTC_USD | dollars for a bitcoin, ``97000``, as the operator states them | the feed below |
+| X402KIT_LIGHTNING_FEED | a Chainlink aggregator of BTC / USD, on the chain of X402KIT_EVM_RPC_URL | |
+| X402KIT_LIGHTNING_NETWORK | CAIP-2 | Bitcoin; on testnet its testnet, on devnet regtest |
 
 Every fault is a ``ConfigError`` that names the variable and never shows its value.
 """
@@ -24,7 +30,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -33,9 +39,13 @@ from .asgi.paywall import Paywall
 from .errors import ConfigError
 from .networks import Evm
 from .networks.assets import TESTNETS
+from .networks.lightning_port import BITCOIN, REGTEST, TESTNET
 from .networks.port import Rail
 
-__all__ = ["EvmSettings", "Settings", "SvmSettings"]
+if TYPE_CHECKING:
+    from .networks.lightning import Lightning
+
+__all__ = ["EvmSettings", "LightningSettings", "Settings", "SvmSettings"]
 
 Environment = Literal["devnet", "testnet", "mainnet"]
 _PREFIX: Final = "X402KIT_"
@@ -44,6 +54,7 @@ _SOLANA_DEVNET: Final = "solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1"
 DEFAULT_SERVICE: Final = "x402kit"
 _DEFAULT_NETWORKS: Final = {
     "evm": {"devnet": "eip155:8453", "testnet": "eip155:84532", "mainnet": "eip155:8453"},
+    "lightning": {"devnet": REGTEST, "testnet": TESTNET, "mainnet": BITCOIN},
     "svm": {"devnet": _SOLANA, "testnet": _SOLANA_DEVNET, "mainnet": _SOLANA},
 }
 # Values must not come back in an error's text: some are keys (I11).
@@ -82,6 +93,30 @@ class SvmSettings(BaseModel):
         return Solana(network=self.network, pay_to=self.pay_to, key=self.key.get_secret_value(), rpc=self.rpc_url)
 
 
+class LightningSettings(BaseModel):
+    """The Lightning node's variables. It counts in bitcoin: a price is stated, or read from a feed."""
+
+    model_config = _FROZEN
+
+    url: str = Field(pattern=r"^(lnd|cln|phoenixd|lnbits)\+https?://\S+$|^nostr\+walletconnect:\S+$", repr=False)
+    key: SecretStr | None = None
+    cert: str = ""
+    btc_usd: str = Field("", pattern=r"^([1-9][0-9]{0,11}(\.[0-9]{1,8})?)?$")
+    feed: str = Field("", pattern=r"^(0x[0-9a-fA-F]{40})?$")
+    network: str = Field(pattern=r"^bip122:[0-9a-f]{32}$")
+
+    def rail(self, rpc_url: str) -> Lightning:
+        """Invoices of that node. Raises ``ConfigError``."""
+        from .networks import ChainlinkFeed, FixedPrice
+        from .networks.lightning import Lightning
+        from .networks.lightning_nodes import node_of
+
+        node = node_of(self.url, self.key.get_secret_value() if self.key else "", self.cert)
+        if self.btc_usd:
+            return Lightning(node, price=FixedPrice(self.btc_usd), network=self.network)
+        return Lightning(node, price=ChainlinkFeed(self.feed), rpc=rpc_url, network=self.network)
+
+
 class Settings(BaseModel):
     """All variables. ``from_env()`` reads them, ``paywall()`` makes what a seller needs of them."""
 
@@ -94,6 +129,7 @@ class Settings(BaseModel):
     service: str = Field(DEFAULT_SERVICE, min_length=1, max_length=64)
     evm: EvmSettings | None = None
     svm: SvmSettings | None = None
+    lightning: LightningSettings | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -105,7 +141,7 @@ class Settings(BaseModel):
         }
         values: dict[str, Any] = {name: found[name] for name in cls.model_fields if name in found}
         for kind, networks in _DEFAULT_NETWORKS.items():
-            own = {name[4:]: value for name, value in found.items() if name.startswith(f"{kind}_")}
+            own = {name.removeprefix(f"{kind}_"): value for name, value in found.items() if name.startswith(f"{kind}_")}
             if own:
                 values[kind] = {"network": networks.get(found.get("env", "testnet"), ""), **own}
         try:
@@ -126,7 +162,18 @@ class Settings(BaseModel):
             self._check_network("EVM", self.evm.network, self.evm.rpc_url)
         if self.svm is not None:
             self._check_network("SVM", self.svm.network, self.svm.rpc_url)
+        if self.lightning is not None:
+            self._check_lightning(self.lightning)
         return self
+
+    def _check_lightning(self, given: LightningSettings) -> None:
+        if not given.btc_usd and not (given.feed and self.evm is not None):
+            raise ValueError("X402KIT_LIGHTNING_BTC_USD: or X402KIT_LIGHTNING_FEED, with a chain that it is read on")
+        if self.env == "devnet":
+            if given.network != REGTEST or not _is_loopback(given.url):
+                raise ValueError("X402KIT_LIGHTNING_URL: X402KIT_ENV=devnet takes a regtest node on this machine only")
+        elif (given.network != BITCOIN) is not (self.env == "testnet"):
+            raise ValueError(f"X402KIT_LIGHTNING_NETWORK: {given.network} does not belong to X402KIT_ENV={self.env}")
 
     def _check_network(self, kind: str, network: str, rpc_url: str) -> None:
         """Test money and real money are never mixed up (L07)."""
@@ -136,12 +183,15 @@ class Settings(BaseModel):
         elif (network in TESTNETS) is not (self.env == "testnet"):
             raise ValueError(f"X402KIT_{kind}_NETWORK: {network} does not belong to X402KIT_ENV={self.env}")
 
-    def rails(self) -> list[Rail]:
+    def rails(self) -> list[Rail | Lightning]:
         """The rails whose variables are set. Raises ``ConfigError`` when there is none."""
-        found = [each.rail() for each in (self.evm, self.svm) if each is not None]
+        found: list[Rail | Lightning] = [each.rail() for each in (self.evm, self.svm) if each is not None]
+        if self.lightning is not None:
+            found.append(self.lightning.rail(self.evm.rpc_url if self.evm is not None else ""))
         if not found:
             raise ConfigError(
-                "no rail is set up: X402KIT_EVM_RPC_URL, X402KIT_EVM_PAY_TO and X402KIT_EVM_KEY, or X402KIT_SVM_…"
+                "no rail is set up: X402KIT_EVM_RPC_URL, X402KIT_EVM_PAY_TO and X402KIT_EVM_KEY, or X402KIT_SVM_…, or "
+                "X402KIT_LIGHTNING_…"
             )
         return found
 

@@ -190,6 +190,8 @@ class Door:
             made = await self._till.counter.over_lightning(made, request, quoted, trouble)
         elif trouble is not None:
             raise trouble
+        if not made.header and not made.lines:
+            raise RailUnavailable("nothing_to_pay_with")
         if made.lines and (accept := request.header(b"accept-payment")):
             made = made.wanted(accept)
         if place is None:

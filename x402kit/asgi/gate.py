@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import BadRequest, ConfigError, OutcomeUnknown, ServerError, X402KitError
 from ..paywall.admission import Admission
 from ..paywall.credit import credit
-from ..paywall.sale import BalanceSale, Sale
+from ..paywall.sale import BalanceSale, PaymentSale, Sale
 from ..pricing import End
 from . import answers
 from .answers import Answer
@@ -244,7 +244,10 @@ class Gate:
             if delivery.cut_by is not End.LEFT_BEFORE:  # else nobody is there
                 answer = await self._unserved(request, sale, delivery.failure)
                 await self._answer(answer, request.scope, receive, send)
-        elif failure is not None and not await delivery.last_words() and not isinstance(failure, Cut):
+        elif failure is None:
+            if isinstance(sale, PaymentSale) and not delivery.left:
+                await sale.delivered()
+        elif not await delivery.last_words() and not isinstance(failure, Cut):
             raise failure
 
     @staticmethod

@@ -38,6 +38,8 @@ _KNOWN: Final = {(asset.network, asset.address.lower()): asset for asset in DEFA
 
 TESTNETS: Final = frozenset(
     (
+        "bip122:000000000933ea01ad0ee984209779ba",
+        "bip122:00000008819873e925422c1ff0f99f7c",
         "eip155:84532",
         "eip155:421614",
         "eip155:11142220",

@@ -13,9 +13,11 @@ Each is one transaction of the store (I1); of two that race one wins, and the ot
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from decimal import Decimal
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ..errors import ConfigError, HoldEnded, RailUnavailable, ServerError
 from ..ledger.port import Overage, Store
@@ -29,6 +31,8 @@ log = logging.getLogger("x402kit.gate")
 
 Rate = Pegged | Worth
 
+RETRY_SECONDS: Final = 60
+"""How long the answer to an L402 token that was delivered is given again."""
 _OUT_OF_REACH = (ServerError, ConfigError)
 """What a store raises that can't be reached, or is closed already since the server stops."""
 
@@ -232,6 +236,14 @@ class PaymentSale:
         if not await self._store.move(claim.payment_id, "serve", claim.owner, captured=charged.charged, **answer):
             raise SaleLost
         return charged._replace(balance=await self.remaining()) if charged.returned else charged
+
+    async def delivered(self) -> None:
+        """The answer went out whole. An L402 client shows its token for calls to come, too: the copy is kept for a
+        retry, and not to be given in their place.
+        """
+        if self.via.protocol == "l402":
+            with contextlib.suppress(*_OUT_OF_REACH):
+                await self._store.note(self.id, kept_until=int(time.time()) + RETRY_SECONDS)
 
     async def release(self, reason: str = "not_served") -> Charged | None:
         claim = self._admission.claim
