@@ -39,6 +39,11 @@ class Challenge:
         texts = (entry.get("description") for entry in self.parsed.raw_accepts)
         return next((text for text in texts if isinstance(text, str)), "")
 
+    @property
+    def is_bound_by_mppx(self) -> bool:
+        """Whether the seller's library is one that may take x402 only with an extension of its own (wire.md 7.7)."""
+        return isinstance(extensions := self.raw.get("extensions"), dict) and "mppx" in extensions
+
     def offers(self, known: Mapping[tuple[str, str], Asset], *, bare: bool = False) -> list[Offer]:
         """The entries that we know how to pay, in the server's order; decimals and domain from ``known`` (M05).
 

@@ -268,9 +268,12 @@ class Policy:
         limit = "Limits.per_call" if target.top_up is None else f"${format_units(target.top_up, MICRO)}"
         raise TooDear(f"the price ${format_units(cheapest, MICRO)} is above {limit}")
 
-    def _rank(self, offer: Offer) -> tuple[bool, int]:
+    def _rank(self, offer: Offer) -> tuple[bool, int, bool]:
         needs_node = offer.solana is not None and not offer.solana.blockhash
-        return needs_node and not self._has_node, self._ranks.get(_kind(offer.terms.network), len(self._ranks))
+        kind = self._ranks.get(_kind(offer.terms.network), len(self._ranks))
+        # The same on the same chain stands beside it as a challenge of Payment, and that we answer in full.
+        is_second = offer.challenge is not None and offer.challenge.is_bound_by_mppx
+        return needs_node and not self._has_node, kind, is_second
 
     def _affordable(self, offer: Offer, cap: int | None) -> bool:
         amount = offer.terms.amount
