@@ -32,7 +32,7 @@ _SUPPLY: Final = 21 * 10**17
 """Msat that can exist."""
 _SIGNATURE: Final = 104
 _EXPIRY_DEFAULT: Final = 3600
-_SIZES: Final = {"p": 52, "h": 52, "n": 53, "s": 52}
+_SIZES: Final = {"p": 52, "h": 52, "n": 53}
 
 
 class Bolt11(NamedTuple):

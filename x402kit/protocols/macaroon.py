@@ -101,7 +101,7 @@ def parse(data: bytes) -> Macaroon:
         caveat, at = _read(data, at, _IDENTIFIER)
         caveats.append(caveat)
         at = _over_end(data, at)
-    if at != end or len(caveats) > CAVEATS_MAX or (at > 1 and data[1:3] == b"\x01\x00"):
+    if at != end or len(caveats) > CAVEATS_MAX or data[1:3] == b"\x01\x00":
         raise ValueError("not a macaroon in the V2 form")
     return Macaroon(location.decode(), identifier, tuple(caveats), data[-32:])
 

@@ -163,6 +163,7 @@ class SolanaRequest(NamedTuple):
     token_program: str
     fee_payer: str
     recent_blockhash: str
+    external_id: str
     splits: bool
 
 
@@ -176,20 +177,28 @@ def solana_request(
     token_program: str,
     fee_payer: str = "",
     recent_blockhash: str = "",
+    external_id: str = "",
 ) -> Json:
-    """The request of solana/charge. ``network`` is ``mainnet``, ``devnet`` or ``localnet``."""
+    """The request of solana/charge. ``network`` is ``mainnet``, ``devnet`` or ``localnet``.
+
+    Clients write ``external_id`` into the transaction as a memo: without it two payments of one payer within a
+    blockhash's life are the same message, and only one of them counts.
+    """
     details: Json = {"decimals": decimals, "network": network, "tokenProgram": token_program}
     if fee_payer:
         details |= {"feePayer": True, "feePayerKey": fee_payer}
     if recent_blockhash:
         details["recentBlockhash"] = recent_blockhash
-    return {"amount": str(amount), "currency": mint, "methodDetails": details, "recipient": recipient}
+    made: Json = {"amount": str(amount), "currency": mint, "methodDetails": details, "recipient": recipient}
+    return {**made, "externalId": external_id} if external_id else made
 
 
 def read_solana_request(request: Json) -> SolanaRequest:
     """Read a request of solana/charge for a token; one in SOL, or a confidential one, is a ``ValueError``."""
     details = _object(request, "methodDetails")
     network, decimals = details.get("network", "mainnet"), details.get("decimals")
+    if network == "mainnet-beta":  # so the method's own SDK spells it, against the draft
+        network = "mainnet"
     if network not in ("mainnet", "devnet", "localnet") or details.get("confidential") not in (None, False):
         raise ValueError("no network or kind of charge that we know")
     if type(decimals) is not int or not 0 <= decimals <= 9:
@@ -206,6 +215,7 @@ def read_solana_request(request: Json) -> SolanaRequest:
         _matching(details, "tokenProgram", _KEY) if "tokenProgram" in details else "",
         _matching(details, "feePayerKey", _KEY) if sponsored else "",
         _matching(details, "recentBlockhash", _KEY) if "recentBlockhash" in details else "",
+        _text(request, "externalId", 566) if "externalId" in request else "",
         bool(details.get("splits")),
     )
 
