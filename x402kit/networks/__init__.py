@@ -1,5 +1,7 @@
 """Where money moves. ``Base``, ``BaseSepolia``, ``Evm``, ``Solana``, ``SolanaDevnet`` make rails for a paywall.
 
+``Lnd``, ``CoreLightning``, ``Phoenixd``, ``LNbits`` and ``NostrWalletConnect`` are Lightning nodes.
+
 The names are loaded when they are first used: who imports only the port pays for no rail.
 """
 
@@ -9,10 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cln import CoreLightning
     from .evm_chain import EvmRail
     from .evm_options import EvmOptions
     from .factories import Base, BaseSepolia, Evm
     from .gas import ChainlinkFeed, FixedPrice, GasPolicy
+    from .lnbits import LNbits
+    from .lnd import Lnd
+    from .nwc import NostrWalletConnect
+    from .phoenixd import Phoenixd
     from .svm_chain import SvmRail
     from .svm_factories import Solana, SolanaDevnet
     from .svm_fees import FeePolicy, PythFeed
@@ -22,12 +29,17 @@ __all__ = [
     "Base",
     "BaseSepolia",
     "ChainlinkFeed",
+    "CoreLightning",
     "Evm",
     "EvmOptions",
     "EvmRail",
     "FeePolicy",
     "FixedPrice",
     "GasPolicy",
+    "LNbits",
+    "Lnd",
+    "NostrWalletConnect",
+    "Phoenixd",
     "PythFeed",
     "Solana",
     "SolanaDevnet",
@@ -39,12 +51,17 @@ _WHERE = {
     "Base": "factories",
     "BaseSepolia": "factories",
     "ChainlinkFeed": "gas",
+    "CoreLightning": "cln",
     "Evm": "factories",
     "EvmOptions": "evm_options",
     "EvmRail": "evm_chain",
     "FeePolicy": "svm_fees",
     "FixedPrice": "gas",
     "GasPolicy": "gas",
+    "LNbits": "lnbits",
+    "Lnd": "lnd",
+    "NostrWalletConnect": "nwc",
+    "Phoenixd": "phoenixd",
     "PythFeed": "svm_fees",
     "Solana": "svm_factories",
     "SolanaDevnet": "svm_factories",
