@@ -27,7 +27,7 @@ from .lightning_reading import digest, made, named_network, outcome, paid, readi
 __all__ = ["Lnd"]
 
 NAME: Final = "LND node"
-ANSWER_SECONDS: Final = 10.0
+ANSWER_SECONDS: Final = 3.0
 """For how much longer than the payment itself may take its answer is waited for."""
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})+\Z", re.ASCII)
 _NO_INVOICE: Final = ("unable to locate invoice", "there are no existing invoices")
@@ -49,8 +49,6 @@ class Lnd:
     ``private``: invoices tell of the node's unannounced channels, without which some nodes can't be reached.
     """
 
-    step: Final = 1
-
     def __init__(
         self,
         url: str,
@@ -69,6 +67,10 @@ class Lnd:
     @property
     def network(self) -> str:
         return self._network
+
+    @property
+    def step(self) -> int:
+        return 1
 
     async def start(self) -> None:
         """Connect. Raises ``ConfigError``: no such node, another certificate, a macaroon that it refuses."""
