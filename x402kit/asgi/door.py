@@ -135,7 +135,7 @@ class Door:
             return answers.replay(claim, admission.receipt, admission.via)
         fee, rate = None, None
         if quoted is not None and is_lightning(claim.network):
-            fee, rate = None if quoted.meter is None else 0, Worth(claim.amount, quoted.ceiling)
+            fee, rate = None if quoted.meter is None else 0, admission.rate or Worth(claim.amount, quoted.ceiling)
         elif quoted is not None and quoted.meter is not None:
             fee = till.challenges.fee(claim, quoted.ceiling)
         return PaymentSale(admission, till.admissions, till.store, till.challenges.asset(claim), fee, rate)

@@ -41,9 +41,10 @@ def _bill(info: PaymentInfo, usage: Json | None, asset: Asset) -> _Bill:
     found: Any = (usage or {}).get("x402kit")
     if isinstance(found, dict):
         said: Json = found  # pyright: ignore[reportUnknownVariableType]  # JSON
-        names = ("reserved_usdc", "charged_usdc", "refunded_usdc")
+        coin = asset.symbol.lower()
+        names = (f"reserved_{coin}", f"charged_{coin}", f"refunded_{coin}")
         reserved, charged, returned = (parse_units(said.get(name), asset.decimals) for name in names)
-        after = said.get("wallet_balance_after_usdc")
+        after = said.get(f"wallet_balance_after_{coin}")
         return _Bill(reserved, charged, returned, None if after is None else parse_units(after, asset.decimals))
     reserved = info.amount if info.reserved is None else info.reserved
     charged = reserved if info.charged is None else info.charged
@@ -65,6 +66,7 @@ class ByPayment:
     def __init__(self, rail: DemoRail) -> None:
         self.paid: list[tuple[PaymentInfo, Transfer]] = []
         self.charged = 0
+        self.left = 0
         self._rail = rail
 
     def begin(self, answer: httpx.Response) -> None:
@@ -75,7 +77,8 @@ class ByPayment:
         transfer = self._rail.transfer(info.transaction)
         self.paid.append((info, transfer))
         amount = money(transfer.amount, self._rail.asset)
-        print(f"   paid   {amount} in block {transfer.block}, transaction {transfer.transaction}")
+        where = f"in block {transfer.block}, transaction" if transfer.block else "over the channel, payment hash"
+        print(f"   paid   {amount} {where} {transfer.transaction}")
 
     def end(self, answer: httpx.Response, usage: Json | None) -> None:
         info, asset = self.paid[-1][0], self._rail.asset
@@ -83,6 +86,7 @@ class ByPayment:
         if bill.charged + bill.returned != info.amount:
             raise ValueError(f"{info.amount} were paid, {bill.charged} charged and {bill.returned} kept as balance")
         self.charged += bill.charged
+        self.left += bill.returned
         print(f"   cost   {money(bill.charged, asset)}, {money(bill.returned, asset)} became balance")
 
 

@@ -22,7 +22,7 @@ C = TypeVar("C", EvmDevnet, SvmDevnet)
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A transfer as the chain has it; ``amount`` in atomic units of the rail's asset."""
+    """A transfer as the chain has it, or the payee's own node (then in no block); ``amount`` in atomic units."""
 
     transaction: str
     block: int
@@ -37,6 +37,11 @@ class DemoRail(Protocol):
     @property
     def about(self) -> str:
         """One line about the chain."""
+        ...
+
+    @property
+    def proves(self) -> bool:
+        """Whether its payer has a wallet that proves itself, and so a balance to top up."""
         ...
 
     @property
@@ -69,6 +74,7 @@ class DemoRail(Protocol):
 class OnChain(Generic[C]):
     """USDC on a local chain: its first account is the seller's, its second the payer's."""
 
+    proves = True
     _evm_key: str | None = None
     _svm_key: str | None = None
     """Whichever it is, the payer's."""

@@ -6,14 +6,14 @@ the same feeds as the gas price of an EVM chain, once in a window; an invoice ke
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ..errors import BadRequest, ConfigError
-from ..money import MAX_AMOUNT, Usd
+from ..money import MAX_AMOUNT, Usd, Worth, parse_units
 from .lightning_port import BITCOIN, InvoiceNode, bitcoin_on, is_lightning
 from .meter import Meter
 
@@ -47,7 +47,16 @@ class Rate(NamedTuple):
 
     def atomic(self, amount: Usd) -> int:
         """Msat for an amount of dollars, rounded up."""
-        return math.ceil(Fraction(amount.value) * _MSAT / self.price)
+        return self.worth().atomic(amount)
+
+    @classmethod
+    def read(cls, text: str, at: int) -> Rate:
+        """The inverse of ``str``. Raises ``ValueError``."""
+        return cls(parse_units(text, _PRICE_DECIMALS), at)
+
+    def worth(self) -> Worth:
+        """The same as a sale needs it."""
+        return Worth(_MSAT, Usd(Decimal(self.price)))
 
     def __str__(self) -> str:
         return f"{self.price // 10**_PRICE_DECIMALS}.{self.price % 10**_PRICE_DECIMALS:08d}"

@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..ledger.port import ClaimStore
 from ..model import Authorization, Claim, PaymentPayload, PaymentRequirements, SettlementResponse
-from ..money import Usd
+from ..money import Usd, Worth
 from ..networks.port import Rail
 from ..protocols.x402 import decode_header, parse_payment_payload
 from .challenge import Challenges
@@ -75,6 +75,8 @@ class Admission:
     rail: Rail | None = None
     authorization: Authorization | None = None
     offer: PaymentRequirements | None = None
+    rate: Worth | None = None
+    """What dollars came to when the payment was quoted, where its asset is no dollar."""
 
     @property
     def receipt(self) -> SettlementResponse:

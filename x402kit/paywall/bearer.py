@@ -25,7 +25,7 @@ from ..pricing import Pass
 from .admission import Admission, Admissions, Shown, Via
 from .balances import Balances, Replay, Spender
 from .credit import credit
-from .invoices import Invoices, claim_id
+from .invoices import Invoices, claim_id, rate_of
 from .resource import Resource
 from .sale import BalanceSale, PassSale
 from .tokens import Terms
@@ -81,15 +81,21 @@ class Bearers:
         attempts, ``RailUnavailable`` (503: not settled yet, or the node is out of reach).
         """
         claim = await self._store.get(claim_id(bearer.payment_hash))
-        if claim is None:
+        admitted = await (self._new(bearer, request) if claim is None else self._again(bearer, request, claim))
+        if isinstance(admitted, Admission) and not admitted.replay:
             row = await self._store.get_invoice(bearer.payment_hash)
-            if row is None:
-                return await self._from_balance(bearer, request)
-            self._check(bearer, request, row.fingerprint, row)
-            owner = self._admissions.owner()
-            claim = await self._invoices.settle(row, owner)
-            if claim.owner == owner:
-                return await self._first(bearer, request, claim)
+            admitted.rate = None if row is None else rate_of(row).worth()
+        return admitted
+
+    async def _new(self, bearer: Bearer, request: Request) -> Admission | BalanceSale | PassSale | Replay:
+        row = await self._store.get_invoice(bearer.payment_hash)
+        if row is None:
+            return await self._from_balance(bearer, request)
+        self._check(bearer, request, row.fingerprint, row)
+        owner = self._admissions.owner()
+        claim = await self._invoices.settle(row, owner)
+        if claim.owner == owner:
+            return await self._first(bearer, request, claim)
         return await self._again(bearer, request, claim)
 
     def _check(self, bearer: Bearer, request: Request, fingerprint: bytes, row: Invoice | Claim) -> None:

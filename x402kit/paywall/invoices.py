@@ -18,11 +18,11 @@ from ..errors import PaymentRefused, RailUnavailable, ServerError
 from ..ledger.port import Store
 from ..model import Claim, Invoice
 from ..money import Usd, format_units
-from ..networks.lightning import Lightning
-from ..protocols.encoding import dump_json
+from ..networks.lightning import Lightning, Rate
+from ..protocols.encoding import dump_json, parse_object
 from .admission import UNSERVED_SECONDS
 
-__all__ = ["Invoices", "Offered", "Wanted", "claim_id"]
+__all__ = ["Invoices", "Offered", "Wanted", "claim_id", "rate_of"]
 
 log = logging.getLogger("x402kit.lightning")
 
@@ -309,6 +309,12 @@ class Invoices:
                 await self._look(row, int(time.time()))
         except ServerError as e:  # ``check`` comes to it
             log.warning("invoice %s: %s", payment_hash, e.reason)
+
+
+def rate_of(row: Invoice) -> Rate:
+    """The price of a bitcoin that an invoice was made at."""
+    terms = parse_object(row.terms)
+    return Rate.read(terms["rate"], terms["rate_at"])
 
 
 def _next_look(row: Invoice, now: int) -> int:
