@@ -75,7 +75,9 @@ def test_the_challenge_suits_every_client() -> None:
         (['L402 token="a", macaroon="b", invoice="c"'], None),  # which of them?
         (['L402 token="a", invoice="b", INVOICE="c"', 'L402 token="d", invoice="e"'], ("d", "e", "L402")),
         (['L402 token="a"', 'L402 invoice="b"', 'L402 token="", invoice=""'], None),
-        (['L402 token="a" invoice="b"'], None),
+        (['L402 version="0" token="a", invoice="b"'], ("a", "b", "L402")),  # as @getalby/lightning-tools writes it
+        (["L402 token=a invoice=b"], None),
+        (['L402 token="a" LSAT macaroon="c", invoice="d"'], None),
         (['L402 token="a', 'LSAT macaroon="c", invoice="d"'], ("c", "d", "LSAT")),
     ],
 )

@@ -2,7 +2,8 @@
 
 One header value may hold several challenges, joined by commas, and one challenge several parameters, joined by commas
 too. Names are compared without case; one that comes twice makes its challenge unusable (G10). A value without quotes
-may hold base64 (old L402 servers send it so).
+may hold base64 (old L402 servers send it so), and behind one in quotes the comma may be missing (a library for L402
+servers writes ``version="0" token="…"``).
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ VALUES_MAX: Final = 64
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _END: Final = r"(?=[ \t]*+(?:,|\Z))"
+_NEXT: Final = rf"(?=[ \t]++{_TOKEN}[ \t]*+=)"
 _ENDS: Final = re.compile(_END)
 _GAP: Final = re.compile(r"[ \t,]*+")
 _PARAM: Final = re.compile(
     rf"({_TOKEN})[ \t]*+=[ \t]*+"
-    rf"(?:\"((?:[^\"\\\x00-\x08\x0a-\x1f\x7f]++|\\[^\x00-\x08\x0a-\x1f\x7f])*+)\"|"
-    rf"([!#$%&'*+.^_`|~0-9A-Za-z/:-][!#$%&'*+.^_`|~0-9A-Za-z/:=-]*+)){_END}"
+    rf"(?:\"((?:[^\"\\\x00-\x08\x0a-\x1f\x7f]++|\\[^\x00-\x08\x0a-\x1f\x7f])*+)\"(?:{_END}|{_NEXT})|"
+    rf"([!#$%&'*+.^_`|~0-9A-Za-z/:-][!#$%&'*+.^_`|~0-9A-Za-z/:=-]*+){_END})"
 )
 _SCHEME: Final = re.compile(rf"({_TOKEN})(?:[ \t]++|{_END})")
 _TOKEN68: Final = re.compile(rf"[0-9A-Za-z._~+/-]++=*+{_END}")
