@@ -25,14 +25,13 @@ from x402kit.client import Payer, PrepaidWallet, Transaction
 from x402kit.devnet import DevnetError, ToolMissing
 from x402kit.money import Asset, parse_units
 
-MONEY = r"(\d+\.\d{6}) USDC"
 
-
-def amounts(pattern: str, text: str) -> list[int]:
+def amounts(pattern: str, text: str, coin: str = "USDC", decimals: int = 6) -> list[int]:
     """All that a pattern finds, in atomic units, line by line and group by group."""
+    money = rf"(\d+\.\d{{{decimals}}}) {coin}"
     return [
-        parse_units(amount, 6)
-        for match in re.finditer(pattern.replace("MONEY", MONEY), text, re.MULTILINE)
+        parse_units(amount, decimals)
+        for match in re.finditer(pattern.replace("MONEY", money), text, re.MULTILINE)
         for amount in match.groups()
     ]
 
@@ -49,7 +48,8 @@ def is_gone(url: str) -> bool:
 
 def check(text: str) -> None:
     """The demo's own sums again, on each chain, from what it printed."""
-    _, evm, svm = re.split(r"^(?=chain    )", text, flags=re.MULTILINE)
+    _, evm, svm, lightning = re.split(r"^(?=chain    )", text, flags=re.MULTILINE)
+    check_lightning(lightning)
     check_chain(evm, r"base \(eip155:8453\) to 0xf39F", r"0x[0-9a-f]{64}")
     check_chain(svm, r"solana \(solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp\) to 5kMD", r"[1-9A-HJ-NP-Za-km-z]{86,88}")
     assert all(is_gone(url) for url in re.findall(r"http://127\.0\.0\.1:\d+", text))
@@ -70,6 +70,25 @@ def check_chain(text: str, to: str, transaction: str) -> None:
     check_balance(text, cost, balance)
     assert text.count('200    {"city":"Lisbon"') == 2
     assert len(re.findall(r"^   200    You asked: ", text, re.MULTILINE)) == 4
+    assert "It adds up." in text
+
+
+def check_lightning(text: str) -> None:
+    """In msat, so that what a call left over shows: the payer's node, the seller's and the receipts say the same."""
+
+    def msat(pattern: str) -> list[int]:
+        return amounts(pattern, text, "BTC", 11)
+
+    paid = msat(r"^   paid   MONEY over the channel, payment hash [0-9a-f]{64}$")
+    assert msat(r"^   402    asks MONEY on bip122:0f9188f13cb7b2c71f2a335e3a4fc328 to 03[0-9a-f]{64}") == paid
+    assert paid == [10_000, 2_000, 2_000]  # $0.01 at $100 000, and a little more than 1 sat for each chat
+    payer_before, seller_before = msat(r"^before   payer MONEY, seller MONEY$")
+    payer_after, seller_after = msat(r"^after    payer MONEY, seller MONEY$")
+    assert (payer_before - payer_after, seller_after - seller_before) == (sum(paid), sum(paid))
+    *chain, cost, balance = msat(r"^         (?:the|left) \w+(?: \w+)?\s+MONEY$")
+    assert chain == [sum(paid)] * 4
+    assert cost + balance == sum(paid)
+    assert msat(r"^   cost   MONEY, MONEY became balance$") == [10_000, 0, 520, 1_480, 660, 1_340]
     assert "It adds up." in text
 
 

@@ -90,7 +90,8 @@ class _Books(NamedTuple):
     payments: ByPayment
     charged: int
     balance: int
-    statement: list[Transaction]
+    statement: list[Transaction] | None
+    """None on a rail that keeps no account of its payer."""
 
 
 class _Round:
@@ -122,7 +123,7 @@ class _Round:
             calls.chat(payments, "by tokens: paid is the most that it can cost")
             calls.streamed_chat(payments, "the same, streamed")
         if not self._rail.proves:  # what calls left over stays under their payment hashes
-            return _Books(payments, payments.charged, payments.left, [])
+            return _Books(payments, payments.charged, payments.left, None)
         with self._client("only") as (calls.client, payer):
             wallet = payer.wallet(f"{self._url}/v1/x402", calls.client)
             balance = self._top_up(calls, wallet, payments)
@@ -192,7 +193,7 @@ class _Round:
 
 def _agrees(books: _Books) -> bool:
     """Whether the statement's moves lead to the balance, and its charges are what the answers said."""
-    if not books.statement:
+    if books.statement is None:
         return True
     balance = 0
     for each in books.statement:
