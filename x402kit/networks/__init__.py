@@ -1,6 +1,6 @@
 """Where money moves. ``Base``, ``BaseSepolia``, ``Evm``, ``Solana``, ``SolanaDevnet`` make rails for a paywall.
 
-``Lnd``, ``CoreLightning``, ``Phoenixd``, ``LNbits`` and ``NostrWalletConnect`` are Lightning nodes.
+``Lightning`` makes one from a node: ``Lnd``, ``CoreLightning``, ``Phoenixd``, ``LNbits``, ``NostrWalletConnect``.
 
 The names are loaded when they are first used: who imports only the port pays for no rail.
 """
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .evm_options import EvmOptions
     from .factories import Base, BaseSepolia, Evm
     from .gas import ChainlinkFeed, FixedPrice, GasPolicy
+    from .lightning import Lightning
     from .lnbits import LNbits
     from .lnd import Lnd
     from .nwc import NostrWalletConnect
@@ -37,6 +38,7 @@ __all__ = [
     "FixedPrice",
     "GasPolicy",
     "LNbits",
+    "Lightning",
     "Lnd",
     "NostrWalletConnect",
     "Phoenixd",
@@ -59,6 +61,7 @@ _WHERE = {
     "FixedPrice": "gas",
     "GasPolicy": "gas",
     "LNbits": "lnbits",
+    "Lightning": "lightning",
     "Lnd": "lnd",
     "NostrWalletConnect": "nwc",
     "Phoenixd": "phoenixd",
