@@ -73,6 +73,42 @@ def _allowed(data: bytes) -> None:
     check_caveats(data.split(b"\n"), service="svc", route="GET /", request="ab", amount=1000, now=1, preimage=b"p" * 32)
 
 
+def _x402_payment(text: str) -> object:
+    return x402.parse_payment_payload(x402.decode_header(text))
+
+
+def _x402_challenge(text: str) -> object:
+    return x402.parse_payment_required(x402.decode_header(text))
+
+
+def _x402_receipt(text: str) -> object:
+    return x402.parse_settlement_response(x402.decode_header(text))
+
+
+def _authorization(data: bytes) -> object:
+    return find_authorization([(b"authorization", data)])
+
+
+def _payment_authorization(data: bytes) -> object:
+    return find_authorization([(b"payment-authorization", data), (b"authorization", b"Bearer x")])
+
+
+def _l402_challenge(text: str) -> object:
+    return read_challenge([text, text])
+
+
+def _payment_challenges(text: str) -> object:
+    return payment_auth.read_challenges([text, text])
+
+
+def _auth_params(text: str) -> object:
+    return [made.params() for made in parse_challenges(text)]
+
+
+def _accept_payment(text: str) -> object:
+    return wanted(text, [("lightning", "charge"), ("evm", "charge")])
+
+
 class Parser(NamedTuple):
     """A parser of bytes or of text, the one error it may raise, and values that it accepts."""
 
@@ -89,45 +125,43 @@ REQUESTS = [
 ]
 PARSERS: dict[str, Parser] = {
     "x402 payment": Parser(
-        lambda text: x402.parse_payment_payload(x402.decode_header(text)),
+        _x402_payment,
         ValueError,
         [x402.encode_header(PAYMENT).encode()],
     ),
     "x402 challenge": Parser(
-        lambda text: x402.parse_payment_required(x402.decode_header(text)),
+        _x402_challenge,
         ValueError,
         [x402.encode_header(X402).encode()],
     ),
     "x402 receipt": Parser(
-        lambda text: x402.parse_settlement_response(x402.decode_header(text)),
+        _x402_receipt,
         ValueError,
         [x402.encode_header({"success": True, "transaction": "0x", "network": "base"}).encode()],
     ),
     "wallet proof": Parser(siwx.parse_proof, MalformedPayment, PROOFS, text=False),
     "authorization": Parser(
-        lambda data: find_authorization([(b"authorization", data)]),
+        _authorization,
         (MalformedPayment, HeaderTooLarge),
         [b"L402 " + TEXT.encode() + b":" + b"ab" * 32, CREDENTIAL.encode(), b'Digest a="b", Bearer x'],
         text=False,
     ),
     "payment-authorization": Parser(
-        lambda data: find_authorization([(b"payment-authorization", data), (b"authorization", b"Bearer x")]),
+        _payment_authorization,
         (MalformedPayment, HeaderTooLarge),
         [CREDENTIAL.encode()],
         text=False,
     ),
     "l402 credential": Parser(parse_credential, ValueError, [f"L402 {TEXT}:{'ab' * 32}".encode()]),
-    "l402 challenge": Parser(lambda text: read_challenge([text, text]), (), [LINE.encode()]),
+    "l402 challenge": Parser(_l402_challenge, (), [LINE.encode()]),
     "macaroon": Parser(parse, ValueError, [serialize(TOKEN)], text=False),
     "caveats": Parser(_allowed, CaveatRefused, [b"\n".join(CAVEATS)], text=False),
     "payment credential": Parser(payment_auth.parse_credential, ValueError, [CREDENTIAL.encode()]),
-    "payment challenges": Parser(lambda text: payment_auth.read_challenges([text, text]), (), [LINE.encode()]),
+    "payment challenges": Parser(_payment_challenges, (), [LINE.encode()]),
     "payment request": Parser(_requests, ValueError, [payment_auth.request_text(made).encode() for made in REQUESTS]),
     "payment receipt": Parser(payment_auth.read_receipt, ValueError, [RECEIPT.encode()]),
-    "auth-params": Parser(lambda text: [made.params() for made in parse_challenges(text)], ValueError, [LINE.encode()]),
-    "accept-payment": Parser(
-        lambda text: wanted(text, [("lightning", "charge"), ("evm", "charge")]), (), [b"evm/*;q=0.5, lightning/charge"]
-    ),
+    "auth-params": Parser(_auth_params, ValueError, [LINE.encode()]),
+    "accept-payment": Parser(_accept_payment, (), [b"evm/*;q=0.5, lightning/charge"]),
     "invoice": Parser(decode, ValueError, [INVOICE.encode()]),
 }
 BASE64 = ("x402 payment", "x402 challenge", "x402 receipt", "payment credential", "payment request", "payment receipt")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from ..model import HEADER_MAX
+
 __all__ = ["wanted"]
 
 _RANGES_MAX: Final = 64
@@ -22,7 +24,7 @@ def wanted(accept_payment: str | None, offered: Sequence[tuple[str, str]]) -> li
     what it wants is still told what there is.
     """
     everything = list(range(len(offered)))
-    if accept_payment is None:
+    if accept_payment is None or len(accept_payment) > HEADER_MAX:
         return everything
     items = [item.strip(" \t") for item in accept_payment.split(",", _RANGES_MAX)]
     ranges = [_RANGE.fullmatch(item) for item in items if item]

@@ -19,6 +19,8 @@ __all__ = ["VALUES_MAX", "AuthChallenge", "parse_challenges", "plain", "quoted",
 
 VALUES_MAX: Final = 64
 """Header values of one answer that are looked at."""
+_ITEMS_MAX: Final = 256
+"""Challenges and parameters of one value; reading thousands takes milliseconds (K03)."""
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _END: Final = r"(?=[ \t]*+(?:,|\Z))"
@@ -74,22 +76,24 @@ def usable(values: Sequence[str], schemes: Collection[str]) -> Iterator[tuple[st
 def _read(value: str) -> tuple[list[AuthChallenge], bool]:
     """The challenges up to the end or to the first fault, and whether there is one."""
     found: list[AuthChallenge] = []
-    at = _skip(value, 0) if len(value) <= HEADER_MAX else 0
-    while at < len(value):
+    at = count = 0
+    while (at := _skip(value, at)) < len(value):
         head = _SCHEME.match(value, at)
-        if head is None or len(value) > HEADER_MAX:
+        count += 1
+        if head is None or count > _ITEMS_MAX or len(value) > HEADER_MAX:
             return found, True
         end = at = head.end()
         pairs: list[tuple[str, str]] = []
-        while (param := _PARAM.match(value, at)) is not None:
+        while count <= _ITEMS_MAX and (param := _PARAM.match(value, at)) is not None:
             pairs.append((param[1].lower(), param[3] if param[2] is None else _unquoted(param[2])))
             end = param.end()
             at = _skip(value, end)
+            count += 1
         if not pairs and (token := _TOKEN68.match(value, at)) is not None:
             end = token.end()
-        if not _ENDS.match(value, end):
+        if count > _ITEMS_MAX or not _ENDS.match(value, end):
             return found, True
-        at = _skip(value, end)
+        at = end
         found.append(AuthChallenge(head[1].lower(), tuple(pairs)))
     return found, False
 
