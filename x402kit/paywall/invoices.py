@@ -92,7 +92,7 @@ class Invoices:
         self._open: OrderedDict[_Key, _Open] = OrderedDict()
         self._keys: dict[str, _Key] = {}
         self._callers: Counter[str] = Counter()
-        self._making: dict[_Key, asyncio.Future[Offered | None]] = {}
+        self._making: dict[_Key, asyncio.Future[Offered]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._watcher: asyncio.Task[None] | None = None
 
@@ -125,12 +125,12 @@ class Invoices:
 
     async def _made_once(self, key: _Key, lines: Lines) -> Offered | None:
         """Several that ask for the same at once share one invoice, and one of them that leaves takes it from none."""
-        task: asyncio.Future[Offered | None] = asyncio.ensure_future(self._make(key, lines))
+        task: asyncio.Future[Offered] = asyncio.ensure_future(self._make(key, lines))
         self._making[key] = task
         task.add_done_callback(lambda done: self._over(key, done))
         return await asyncio.shield(task)
 
-    def _over(self, key: _Key, task: asyncio.Future[Offered | None]) -> None:
+    def _over(self, key: _Key, task: asyncio.Future[Offered]) -> None:
         self._making.pop(key, None)
         if not task.cancelled():
             task.exception()  # each who waits has it; nobody may be left
