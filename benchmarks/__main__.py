@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from . import balance, calls, cpu, durable, imports, ledger, over_http, postgres, svm
+from . import balance, calls, cpu, durable, imports, l402, ledger, over_http, postgres, svm
 from .processes import Probe
 from .results import Row, table
 
@@ -44,6 +44,7 @@ async def _http(peer: Probe | None) -> list[Row]:
 PARTS: Final[dict[str, Part]] = {
     "cpu": cpu.measure,
     "solana": svm.measure,
+    "l402": l402.measure,
     "durable": _durable,
     "balance": _balance,
     "ledger": _ledger,
