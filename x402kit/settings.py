@@ -5,7 +5,8 @@
 | X402KIT_ENV | ``devnet`` (a chain on this machine), ``testnet`` or ``mainnet`` | ``testnet`` (L07) |
 | X402KIT_ORIGIN | the public origin, ``https://api.example.com``; payments are bound to it | required on mainnet |
 | X402KIT_LEDGER | a file's path, or ``postgresql://…`` | ``payments.db`` |
-| X402KIT_SECRET | signs quotes, 16 characters or more | the ledger makes its own |
+| X402KIT_SECRET | signs quotes, tokens and links, 16 characters or more | the ledger makes its own |
+| X402KIT_SECRET_BEFORE | the one before, good as long as it stands here: for a rotation | |
 | X402KIT_SERVICE | the name that stands in wallet proofs | ``x402kit``; required on mainnet |
 | X402KIT_EVM_RPC_URL | a node's address | the EVM rail is off, if none of the four is set |
 | X402KIT_EVM_PAY_TO | who is paid, 0x… | |
@@ -126,6 +127,7 @@ class Settings(BaseModel):
     origin: str = ""
     ledger: str = Field("payments.db", min_length=1, repr=False)  # it may hold a password (I11)
     secret: SecretStr | None = None
+    secret_before: SecretStr | None = None
     service: str = Field(DEFAULT_SERVICE, min_length=1, max_length=64)
     evm: EvmSettings | None = None
     svm: SvmSettings | None = None
@@ -158,6 +160,8 @@ class Settings(BaseModel):
         if self.env == "mainnet" and self.service == DEFAULT_SERVICE:
             # A proof of Katana's kind names who it is for by this word alone (F02): two sellers must not share it.
             raise ValueError("X402KIT_SERVICE: mainnet needs a name of your own")
+        if self.secret_before is not None and self.secret is None:
+            raise ValueError("X402KIT_SECRET_BEFORE: is for who has a X402KIT_SECRET")
         if self.evm is not None:
             self._check_network("EVM", self.evm.network, self.evm.rpc_url)
         if self.svm is not None:
@@ -197,8 +201,9 @@ class Settings(BaseModel):
 
     def paywall(self) -> Paywall:
         """The paywall that these settings describe. Raises ``ConfigError``."""
-        secret = self.secret.get_secret_value() if self.secret else None
-        return Paywall(self.rails(), self.ledger, origin=self.origin, service=self.service, secret=secret)
+        given = (self.secret, self.secret_before)
+        secrets = [each.get_secret_value().encode() for each in given if each is not None]
+        return Paywall(self.rails(), self.ledger, origin=self.origin, service=self.service, secret=secrets)
 
 
 def _fault(error: Any) -> str:

@@ -67,8 +67,9 @@ class Lightning:
 
     ``price``: dollars for a bitcoin, such as ``FixedPrice("97000")``, or a ``ChainlinkFeed`` on the EVM chain that
     ``rpc`` reaches. ``network``: CAIP-2; the node must be on it. ``invoice_seconds`` is the life of an invoice;
-    ``margin_percent`` is added to the price for what the rate does meanwhile. Making one does no I/O. Raises
-    ``ConfigError``.
+    ``margin_percent`` is added to the price for what the rate does meanwhile. ``unpaid_per_caller`` and ``unpaid``
+    limit the invoices that one address, or all, may have open and unpaid: above, the other rails are offered alone, or
+    429. Making one does no I/O. Raises ``ConfigError``.
     """
 
     pay_to = ""
@@ -85,12 +86,17 @@ class Lightning:
         margin_percent: int = 0,
         window_seconds: int = 60,
         stale_seconds: int = 1800,
+        unpaid_per_caller: int = 32,
+        unpaid: int = 10_000,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not is_lightning(network):
             raise ConfigError(f"Lightning is on a network of Bitcoin's, not on {network}")
         if not _LIFE_MIN <= invoice_seconds <= _LIFE_MAX or margin_percent < 0:
             raise ConfigError(f"an invoice lives {_LIFE_MIN} to {_LIFE_MAX} seconds, and a margin is not negative")
+        if not 2 <= unpaid_per_caller <= unpaid:
+            raise ConfigError("a caller may have two unpaid invoices at least: some clients ask twice for each payment")
+        self.unpaid_per_caller, self.unpaid = unpaid_per_caller, unpaid
         self.node = node
         self.network = network
         self.asset = bitcoin_on(network)

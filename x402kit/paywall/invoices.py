@@ -26,9 +26,6 @@ __all__ = ["Invoices", "Offered", "Wanted", "claim_id", "rate_of"]
 
 log = logging.getLogger("x402kit.lightning")
 
-PER_CALLER: Final = 32
-"""Unpaid invoices that one caller may have open."""
-IN_ALL: Final = 10_000
 _AT_ONCE: Final = 32
 """Calls of the node at once."""
 _LOOKS: Final = (15, 60, 240)
@@ -78,17 +75,9 @@ Lines = Callable[[Invoice], tuple[tuple[str, bytes], ...]]
 class Invoices:
     """The invoices of one rail. ``lines`` writes an invoice's challenges."""
 
-    def __init__(
-        self,
-        store: Store,
-        rail: Lightning,
-        *,
-        per_caller: int = PER_CALLER,
-        in_all: int = IN_ALL,
-    ) -> None:
+    def __init__(self, store: Store, rail: Lightning) -> None:
         self.rail = rail
         self._store = store
-        self._per_caller, self._in_all = per_caller, in_all
         self._open: OrderedDict[_Key, _Open] = OrderedDict()
         self._keys: dict[str, _Key] = {}
         self._callers: Counter[str] = Counter()
@@ -119,7 +108,9 @@ class Invoices:
         if (making := self._making.get(key)) is not None:
             return await asyncio.shield(making)
         self._forget_old(now)
-        if self._callers[caller] >= self._per_caller or len(self._open) + len(self._making) >= self._in_all:
+        if self._callers[caller] >= self.rail.unpaid_per_caller:
+            return None
+        if len(self._open) + len(self._making) >= self.rail.unpaid:
             return None
         return await self._made_once(key, lines)
 
