@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections.abc import Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from x402kit.devnet import LightningDevnet, LightningNode
+from tests.support.commands import started, terminal
+from x402kit.devnet import LightningDevnet, LightningNode, ToolMissing
 from x402kit.networks.lightning_port import REGTEST
 
 
@@ -230,3 +236,61 @@ def test_start_is_quick_and_stop_leaves_nothing() -> None:
     assert [nodes.running] == [False]
     with pytest.raises(ProcessLookupError):
         os.kill(nodes.pid, 0)
+
+
+def gone(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return False
+    return True
+
+
+def test_the_nodes_end_when_their_process_is_killed() -> None:
+    script = "from x402kit.devnet import LightningDevnet; print(LightningDevnet().pid, flush=True); input()"
+    with subprocess.Popen(
+        (sys.executable, "-c", script), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        deadline = time.monotonic() + 5
+        while not gone(pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert gone(pid)
+
+
+def test_without_node_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(ToolMissing, match=r"Lightning needs Node\.js"):
+        LightningDevnet()
+
+
+def test_the_command_starts_the_nodes_when_asked() -> None:
+    with started("devnet", "--lightning") as process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        seller, payer = said["lightning"]["nodes"]
+        headers = {"Grpc-Metadata-macaroon": payer["macaroon"]}
+        info = httpx.get(f"{payer['url']}/v1/getinfo", headers=headers, trust_env=False).json()
+        assert info["identity_pubkey"] == payer["pubkey"] != seller["pubkey"]
+        process.send_signal(signal.SIGTERM)
+        rest, complaints = process.communicate(timeout=10)
+    assert (process.returncode, rest, complaints, set(said)) == (0, "", "", {"evm", "svm", "lightning"})
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{payer['url']}/v1/getinfo", trust_env=False)
+
+
+def test_the_command_shows_people_both_nodes() -> None:
+    with terminal("devnet", "--lightning") as (process, said):
+        deadline = time.monotonic() + 30
+        while "Ctrl-C" not in "".join(said) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    text = "".join(said)
+    assert f"Lightning  {REGTEST}" in text.replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[22m", "")
+    assert "seller       http://127.0.0.1:" in text
+    assert "payer        http://127.0.0.1:" in text
+    assert "(invoices only)" in text

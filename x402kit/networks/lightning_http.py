@@ -145,7 +145,9 @@ class NodeHttp:
     def judged(self, answer: Answer | NotSent | Unknown, what: str) -> Any:
         """The JSON of a first answer. Raises ``ConfigError``, as ``first``."""
         if isinstance(answer, NotSent):
-            why = "shows another certificate" if answer.why == "certificate" else "is not there, or refuses connections"
+            why = "is not there, or refuses connections"
+            if answer.why == "certificate":
+                why = "shows a certificate that is not to be trusted: another than was given, or out of date"
             raise ConfigError(f"the {what} {why}")
         if isinstance(answer, Unknown):
             raise ConfigError(f"the {what} gives no usable answer ({answer.why})")
