@@ -11,7 +11,19 @@ import x402kit
 from x402kit import errors
 
 NAMES = [
-    *("Asset", "Call", "Metered", "Models", "PaidCall", "Paywall", "PerImage", "PerRequest", "PerSecond", "Quote"),
+    *(
+        "Asset",
+        "Call",
+        "Metered",
+        "Models",
+        "PaidCall",
+        "Pass",
+        "Paywall",
+        "PerImage",
+        "PerRequest",
+        "PerSecond",
+        "Quote",
+    ),
     *("Tokens", "Usage", "Usd", "usd"),
 ]
 CHAIN_PACKAGES = ["web3", "eth_account", "coincurve", "aiohttp", "solana", "solders", "sha3", "fastapi", "httpx2"]

@@ -7,7 +7,7 @@ A seller starts at ``Paywall`` and ``x402kit.networks``; a payer's program at ``
 from .asgi.call import PaidCall
 from .asgi.paywall import Paywall
 from .money import Asset, Usd, usd
-from .pricing import Call, Metered, Models, PerImage, PerRequest, PerSecond, Quote, Tokens, Usage
+from .pricing import Call, Metered, Models, Pass, PerImage, PerRequest, PerSecond, Quote, Tokens, Usage
 
 __all__ = [
     "Asset",
@@ -15,6 +15,7 @@ __all__ = [
     "Metered",
     "Models",
     "PaidCall",
+    "Pass",
     "Paywall",
     "PerImage",
     "PerRequest",
