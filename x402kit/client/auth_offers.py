@@ -31,6 +31,7 @@ __all__ = [
     "charge_header",
     "charge_nonce",
     "credential",
+    "is_auth",
     "preimage_of",
     "reuse_of",
 ]
@@ -170,6 +171,11 @@ def _is_for(token: macaroon.Macaroon, payment_hash: str) -> bool:
 # What is shown
 
 
+def is_auth(field: str) -> bool:
+    """Whether a header is one for credentials of HTTP authentication."""
+    return field in (AUTHORIZATION, PAYMENT_AUTHORIZATION)
+
+
 def credential(recipe: str, preimage: str) -> str:
     """The header's value for a paid invoice, by what its row of the journal holds."""
     said: dict[str, str] = json.loads(recipe)
@@ -219,20 +225,21 @@ class Reuse(NamedTuple):
     valid_until: int
 
 
-def reuse_of(recipe: str) -> Reuse | None:
+def reuse_of(recipe: str, *, has_rest: bool) -> Reuse | None:
     """Whether the token of an L402 credential may be good for more calls; None where it is bound to one request.
 
-    Servers but ours sell tokens that stay good; a token that is no macaroon does not say.
+    ``has_rest``: its payment has left a balance, which it spends all over the origin. Servers but ours sell tokens that
+    stay good; a token that is no macaroon does not say.
     """
     said: dict[str, str] = json.loads(recipe)
     token = _macaroon(said.get("token", ""))
     if "token" not in said:
         return None
     pairs = [caveat.decode("utf-8", "replace").partition("=")[::2] for caveat in token.caveats] if token else []
-    if any(name.strip() == "request" and value.strip() != "any" for name, value in pairs):
+    if not has_rest and any(name.strip() == "request" for name, _ in pairs):
         return None
     ends = [_seconds(value) for name, value in pairs if name.strip().endswith("valid_until")]
-    return Reuse(any(name.strip() == "route" for name, _ in pairs), min(ends, default=0))
+    return Reuse(not has_rest and any(name.strip() == "route" for name, _ in pairs), min(ends, default=0))
 
 
 def _seconds(text: str) -> int:

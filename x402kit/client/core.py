@@ -34,14 +34,15 @@ from ..errors import NothingPayable, PayerError, PaymentNotAccepted, PaymentOutc
 from ..networks.facilitator_wire import is_used
 from ..networks.lightning_port import is_lightning
 from . import wallets
-from .auth_offers import AUTHORIZATION, AuthReader, charge_header, charge_nonce
+from .auth_offers import AUTHORIZATION, AuthReader, charge_header, is_auth
 from .balance import BalanceSetup, FromBalance, challenge_of, wait
 from .challenge import Challenge, Offer, payment_header
 from .journal import Journal, Payment
 from .journal_lightning import Invoice, Token
 from .lightning import Failed, LightningPayments, Unclear, is_unpaid, with_auth
-from .policy import Policy, Target, micros_of, proposal
+from .policy import Policy, Target, proposal
 from .receipts import PaymentInfo, read_payment, read_receipt, read_token
+from .signing import draft_of, prepare
 from .steps import Answer, Ask, Drop, Lost, Send, Sleep, Step, Steps, Store, Work
 
 __all__ = ["Attempt", "Setup"]
@@ -50,6 +51,8 @@ _log = logging.getLogger("x402kit.client")
 
 AGAIN: Final = frozenset((409, 500, 502, 503, 504))
 """Answers after which the same payment is shown again: money may have moved, or the server asks for it."""
+ASKS: Final = 8
+"""How often a call that is offered the invoice of another one asks for one of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Attempt:
         self._signing = ""
         self._shown: list[str] = []
         self._failure = ""
+        self._asked = 0
         self._doubt = False
         self._balance = FromBalance(setup.balance, target)
 
@@ -215,27 +219,34 @@ class Attempt:
         if setup.lightning is not None and is_lightning(offer.terms.network):
             return (yield from self._sign_invoice(setup.lightning, offer, offers))
         yield from self._approve(offer)
-        prepared = yield from self._prepare(offer)
+        prepared = yield from prepare(setup.wallets, offer, setup.now(), setup.max_validity, setup.nonces)
 
         def sign() -> tuple[str, str]:
             if offer.auth is not None and offer.auth.challenge is not None:
                 return charge_header(offer.auth.challenge, prepared.payload(), offer.terms.network)
             return payment_header(offer, prepared.payload())
 
-        return (yield from self._reserve(self._draft(offer, prepared), sign))
+        signed = yield from self._reserve(offer, prepared, sign)
+        return signed if signed is not None else (yield from self._sign((yield from self._ask_again())))
 
     def _approve(self, offer: Offer) -> Generator[Step, Any, None]:
         if self._setup.asks and not (yield Ask(proposal(offer, self._target))):
             raise PolicyRefused("the approve callback refused the payment")
 
     def _reserve(
-        self, draft: Payment, sign: Callable[[], tuple[str, str]], invoice: Invoice | None = None
-    ) -> Generator[Step, Any, Payment]:
+        self,
+        offer: Offer,
+        prepared: wallets.Prepared,
+        sign: Callable[[], tuple[str, str]],
+        invoice: Invoice | None = None,
+    ) -> Generator[Step, Any, Payment | None]:
+        """The row; None where there is one for this invoice or challenge."""
         setup = self._setup
         caps, others = setup.policy.caps, setup.wallets.addresses
+        draft = draft_of(offer, prepared, self._target, setup.now())
         self._signing = draft.reference
         reserve = partial(setup.journal.reserve, draft, (caps.hour, caps.day), sign, self, others, invoice)
-        signed: Payment = yield Store(reserve)
+        signed: Payment | None = yield Store(reserve)
         self._signing = ""
         return signed
 
@@ -248,7 +259,9 @@ class Attempt:
             yield from self._approve(offer)
             prepared, invoice = lightning.prepare(offer)
             field = offer.auth.field if offer.auth else ""
-            payment = yield from self._reserve(self._draft(offer, prepared), lambda: (field, ""), invoice)
+            payment = yield from self._reserve(offer, prepared, lambda: (field, ""), invoice)
+            if payment is None:
+                return (yield from self._sign((yield from self._ask_again())))
             self._in_use = payment
             paid = yield from self._paid_for(payment, lightning.pay(payment, invoice))
             if paid is not None:
@@ -267,45 +280,16 @@ class Attempt:
         _log.warning("%s", fault)
         return (yield from self._sign(rest))
 
-    def _prepare(self, offer: Offer) -> Generator[Step, Any, wallets.Prepared]:
-        """What is to be signed. On Solana it holds a recent blockhash, the offer's or our own node's."""
-        setup, terms, said = self._setup, offer.terms, offer.solana
-        now, wallet = setup.now(), setup.wallets
-        if said is None:
-            assert wallet.evm is not None
-            challenge = offer.auth.challenge if offer.auth else None
-            nonce = setup.nonces() if challenge is None else charge_nonce(challenge)
-            until = now + min(terms.max_timeout_seconds, setup.max_validity)
-            to = (offer.asset, terms.pay_to, terms.amount, until, nonce)
-            sign = partial(wallets.authorize, wallet.evm, *to)
-            return wallets.Prepared("0x" + nonce.hex(), wallet.evm.address, until, sign)
-        assert wallet.solana is not None
-        blockhash = said.blockhash
-        if not blockhash:
-            if wallet.node is None:
-                raise NothingPayable("the offer on Solana brings no recent blockhash; Payer(svm_rpc=…) names a node")
-            blockhash = yield Work(wallet.node.latest)
-        from . import svm
-
-        made = svm.prepare(wallet.solana, terms, offer.asset, said, blockhash, now)
-        return wallets.Prepared(made.reference, made.payer, made.valid_before, made.payload)
-
-    def _draft(self, offer: Offer, prepared: wallets.Prepared) -> Payment:
-        target, terms = self._target, offer.terms
-        return Payment(
-            reference=prepared.reference,
-            fingerprint=target.fingerprint,
-            method=target.method,
-            url=target.url,
-            network=terms.network,
-            asset=offer.asset.address,
-            pay_to=terms.pay_to,
-            payer=prepared.payer,
-            amount=terms.amount,
-            micros=micros_of(offer),
-            created_at=self._setup.now(),
-            valid_before=prepared.valid_before,
-        )
+    def _ask_again(self) -> Generator[Step, Any, list[Offer]]:
+        """Sellers give all who ask the same one invoice: where another call pays it, ask until there is another."""
+        self._asked += 1
+        if self._asked > ASKS:
+            raise PolicyRefused("the seller asks for what is paid, or being paid, for another call; nothing was paid")
+        yield Sleep(min(self._asked / 4, 1.0))
+        answer = yield from self._sent({})
+        offers = yield from self._offers((yield from challenge_of(answer)), answer)
+        yield Drop()
+        return offers
 
     def _show(self, payment: Payment, *, fresh: bool) -> Generator[Step, Any, Answer]:
         """Show one payment until there is an answer that decides, or the tries are used up."""
@@ -342,7 +326,8 @@ class Attempt:
         yield Drop()
         receipt = read_receipt(answer.headers)
         said = (receipt.error_reason if receipt else "") or (challenge.parsed.error if challenge else "")
-        unclear = not (challenge or answer.challenges) or _may_have_moved(said, doubt=self._doubt)
+        is_told = bool(answer.challenges) if is_auth(payment.header) else challenge is not None
+        unclear = not is_told or _may_have_moved(said, doubt=self._doubt)
         self._doubt |= unclear
         refused = "used" if moved else "refused"  # an invoice that was paid stays paid
         state = "unknown" if unclear or (self._doubt and not moved) else refused
@@ -369,7 +354,7 @@ class Attempt:
         elif info.returned or self._target.top_up is not None:
             self._setup.balance.sellers.learn(self._target.origin, network=payment.network)
         if state == "accepted" and self._setup.lightning is not None and is_lightning(payment.network):
-            yield from self._setup.lightning.keep(payment, self._target)
+            yield from self._setup.lightning.keep(payment, self._target, has_rest=bool(info.returned))
         return info
 
     def _finish(
@@ -409,7 +394,7 @@ class Attempt:
         if payment is not None:
             unknown = _unknown(payment.reference)
             self._write(payment.reference, "unknown", "", f"interrupted: {error!r}")
-        elif self._signing and not isinstance(error, Exception):  # else the transaction was rolled back
+        elif self._setup.journal.holds(self._signing, self) and not isinstance(error, Exception):  # else rolled back
             self._write(self._signing, "refused", "", "never sent")
         if unknown is not None:
             error.add_note(str(unknown))

@@ -191,15 +191,18 @@ class Journal:
         holder: object,
         wallets: Sequence[str] = (),
         invoice: Invoice | None = None,
-    ) -> Payment:
+    ) -> Payment | None:
         """Count the payment against the hour's and the day's cap, then sign it, and write it down: one transaction.
 
         ``wallets``: addresses of the same payer, whose payments count against the same caps. ``invoice``: what is paid
-        on Lightning, whose payment has nothing to be shown yet. Raises ``TooDear`` when a cap would be exceeded; then
-        ``sign`` was not called.
+        on Lightning, whose payment has nothing to be shown yet. None where there is a row of that reference, which has
+        not failed: an invoice or a challenge that another call pays. Raises ``TooDear`` when a cap would be exceeded.
+        Then ``sign`` was not called.
         """
         with self._writing() as db:
             self._sweep(db, draft.created_at)
+            if not journal_lightning.is_new(db, draft.reference):
+                return None
             if invoice is not None:
                 journal_lightning.add(db, invoice)
             for period, cap in zip(_periods(draft.created_at), caps, strict=True):
@@ -242,6 +245,10 @@ class Journal:
         with self._writing() as db:
             self._live.pop(reference, None)
             db.execute(_FINISH, values)
+
+    def holds(self, reference: str, holder: object) -> bool:
+        """Whether the row is in use by ``holder``."""
+        return bool(reference) and self._live.get(reference) is holder
 
     def invoice(self, reference: str) -> Invoice | None:
         """What is paid, or was, under this payment hash."""

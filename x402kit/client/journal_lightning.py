@@ -10,14 +10,13 @@ import sqlite3
 from dataclasses import astuple, dataclass, fields
 from typing import Final
 
-from ..errors import PolicyRefused
-
 __all__ = [
     "Invoice",
     "Token",
     "add",
     "drop_token",
     "find",
+    "is_new",
     "keep_token",
     "make_tables",
     "note_pending",
@@ -82,12 +81,16 @@ def make_tables(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
+def is_new(db: sqlite3.Connection, reference: str) -> bool:
+    """Whether there is no payment of that reference, or no more than one that has failed, which is forgotten."""
+    row = db.execute("SELECT state FROM payments WHERE reference = ?", (reference,)).fetchone()
+    if row is not None and row[0] == "released":
+        db.execute("DELETE FROM payments WHERE reference = ?", (reference,))
+    return row is None or row[0] == "released"
+
+
 def add(db: sqlite3.Connection, invoice: Invoice) -> None:
-    """In the transaction that writes the payment. Raises ``PolicyRefused`` for one that has a payment already."""
-    row = db.execute("SELECT state FROM payments WHERE reference = ?", (invoice.reference,)).fetchone()
-    if row is not None and row[0] != "released":
-        raise PolicyRefused("the seller's invoice is one that was paid for another call; it is not paid again")
-    db.execute("DELETE FROM payments WHERE reference = ?", (invoice.reference,))
+    """In the transaction that writes the payment."""
     db.execute(f"INSERT OR REPLACE INTO invoices ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", astuple(invoice))
 
 

@@ -173,11 +173,13 @@ class LightningPayments:
         found: Token | None = yield Store(lambda: self.journal.token((target.route, target.origin), self.now()))
         return found
 
-    def keep(self, payment: Payment, target: Target) -> Generator[Step, Any, None]:
-        """Remember what was bought, where it is good for more than this call."""
+    def keep(self, payment: Payment, target: Target, *, has_rest: bool) -> Generator[Step, Any, None]:
+        """Remember what was bought, where it is good for more than this call, or left something over there."""
         reference = payment.reference
         invoice: Invoice | None = yield Store(lambda: self.journal.invoice(reference))
-        reuse = None if invoice is None or payment.header != AUTHORIZATION else reuse_of(invoice.recipe)
+        reuse = (
+            None if invoice is None or payment.header != AUTHORIZATION else reuse_of(invoice.recipe, has_rest=has_rest)
+        )
         if reuse is not None:
             place = target.route if reuse.on_route else target.origin
             token = Token(place, reference, payment.network, payment.value, reuse.valid_until, self.now())

@@ -12,7 +12,7 @@ from ..model import Json, SettlementResponse
 from ..money import Asset, parse_atomic, parse_units
 from ..networks.lightning_port import is_lightning
 from ..protocols import payment_auth, x402
-from .auth_offers import preimage_of
+from .auth_offers import is_auth, preimage_of
 from .journal import Payment
 from .journal_calls import BalanceCall
 from .journal_lightning import Token
@@ -221,9 +221,9 @@ def _is_replayed(headers: Mapping[str, str]) -> bool:
 def read_payment(payment: Payment, headers: Mapping[str, str], asset: Asset | None = None) -> PaymentInfo:
     """Hold an answer's receipt against the payment that was shown."""
     receipt, charge = read_receipt(headers), _charge_receipt(headers)
-    is_auth = "authorization" in payment.header.lower()
-    problem = _auth_problem(payment, receipt, charge) if is_auth else _problem(payment, receipt)
-    named = receipt.transaction if receipt else charge.reference if charge and is_auth else ""
+    by_auth = is_auth(payment.header)
+    problem = _auth_problem(payment, receipt, charge) if by_auth else _problem(payment, receipt)
+    named = receipt.transaction if receipt else charge.reference if charge and by_auth else ""
     return PaymentInfo(
         reference=payment.reference,
         amount=payment.amount,
