@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -17,12 +18,24 @@ from x402kit.asgi.gate import Gate
 from x402kit.ledger.port import Store
 from x402kit.ledger.sqlite import SQLiteStore
 from x402kit.model import Authorization, Claim, Intent, Json, Outcome, PaymentRequirements
-from x402kit.networks import EvmRail, evm
+from x402kit.networks import EvmRail, FixedPrice, Lightning, evm
 from x402kit.networks.assets import DEFAULTS
-from x402kit.networks.port import Nonces
+from x402kit.networks.lightning_port import REGTEST, InvoiceState, NewInvoice
+from x402kit.networks.port import Nonces, Rail
 from x402kit.protocols.x402 import encode_header
 
-__all__ = ["NETWORKS", "ORIGIN", "PAY_TO", "NoLedger", "Payers", "StubbedChain", "bare_app", "paid_app", "weather"]
+__all__ = [
+    "NETWORKS",
+    "ORIGIN",
+    "PAY_TO",
+    "NoLedger",
+    "Payers",
+    "StubbedChain",
+    "StubbedNode",
+    "bare_app",
+    "paid_app",
+    "weather",
+]
 
 ORIGIN: Final = "http://bench.test"
 PAY_TO: Final = "0x" + "11" * 20
@@ -117,9 +130,35 @@ def bare_app() -> Starlette:
     return Starlette(routes=[Route("/free", weather)])
 
 
-def paid_app(ledger: str | Store, *, origin: str = ORIGIN, networks: Sequence[str] = NETWORKS) -> tuple[Paywall, Gate]:
+class StubbedNode:
+    """A Lightning node whose invoices cost no call."""
+
+    network, step = REGTEST, 1
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def create(self, amount: int, *, memo: str = "", expiry_seconds: int) -> NewInvoice:
+        return NewInvoice("lnbcrt100n1" + "q" * 260, os.urandom(32).hex(), amount, int(time.time()) + expiry_seconds)
+
+    async def look_up(self, payment_hash: str) -> InvoiceState:
+        return InvoiceState("open")
+
+    async def subscribe(self) -> AsyncGenerator[str]:
+        await asyncio.Event().wait()
+        yield ""
+
+
+def paid_app(
+    ledger: str | Store, *, origin: str = ORIGIN, networks: Sequence[str] = NETWORKS, lightning: bool = False
+) -> tuple[Paywall, Gate]:
     """The same handler behind our gate: ``/free`` and, for a cent, ``/weather``."""
-    rails = [StubbedChain(network, pay_to=PAY_TO) for network in networks]
+    rails: list[Rail | Lightning] = [StubbedChain(network, pay_to=PAY_TO) for network in networks]
+    if lightning:
+        rails.append(Lightning(StubbedNode(), price=FixedPrice("100000"), network=REGTEST))
     paywall = Paywall(rails, ledger, origin=origin)
     priced = paywall.paid("$0.01")(weather)
     return paywall, paywall.protect(Starlette(routes=[Route("/free", weather), Route("/weather", priced)]))
