@@ -39,8 +39,13 @@ def find_authorization(headers: Iterable[tuple[bytes, bytes]]) -> Found | None:
     Two of them, one beside another scheme's in the same field, folded lines and control characters are
     ``MalformedPayment`` (A11); one over the limit is ``HeaderTooLarge`` (K01). Nothing is decoded before that.
     """
-    first = [value.strip(b" \t") for name, value in headers if name == b"authorization"]
-    second = [value.strip(b" \t") for name, value in headers if name == b"payment-authorization"]
+    first: list[bytes] = []
+    second: list[bytes] = []
+    for name, value in headers:
+        if name == b"authorization":
+            first.append(value.strip(b" \t"))
+        elif name == b"payment-authorization":
+            second.append(value.strip(b" \t"))
     if not first and not second:
         return None
     ours = [value for value in first if _STARTS.match(value)]
