@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
 import x402kit
-from x402kit import errors
+from x402kit import errors, protocols
 
 NAMES = [
     *(
@@ -28,8 +29,7 @@ NAMES = [
 ]
 CHAIN_PACKAGES = ["web3", "eth_account", "coincurve", "aiohttp", "solana", "solders", "sha3", "fastapi", "httpx2"]
 PURE = [
-    "x402kit.protocols.encoding",
-    "x402kit.protocols.x402",
+    *(f"x402kit.protocols.{module.name}" for module in pkgutil.iter_modules(protocols.__path__)),
     "x402kit.ledger.rules",
     "x402kit.paywall.flow",
     "x402kit.paywall.links",

@@ -294,10 +294,10 @@ def test_K03_the_largest_invoice_is_answered_at_once() -> None:
     assert len(longest) < INVOICE_MAX
 
     def seconds(text: str) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         with contextlib.suppress(ValueError):
             decode(text)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     for text in (longest, "1" * INVOICE_MAX, "lnbc1" + "q" * (INVOICE_MAX - 5), "lnbc" + "9" * (INVOICE_MAX - 4)):
         assert min(seconds(text) for _ in range(5)) < 0.02

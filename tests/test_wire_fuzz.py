@@ -193,6 +193,7 @@ def test_the_seeds_are_good(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PARSERS)
+@settings(deadline=None)  # how long a value may take is measured below
 @given(st.data())
 def test_A12_anything_is_accepted_or_is_the_one_documented_error(name: str, data: st.DataObject) -> None:
     parser = PARSERS[name]
@@ -200,7 +201,7 @@ def test_A12_anything_is_accepted_or_is_the_one_documented_error(name: str, data
 
 
 @pytest.mark.parametrize("name", BASE64)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_A12_and_so_is_anything_inside_the_base64(name: str, data: st.DataObject) -> None:
     seeds = [dump_json(made) for made in (X402, PAYMENT, *REQUESTS, {"challenge": CHALLENGE._asdict(), "payload": {}})]
@@ -261,9 +262,9 @@ def test_K01_the_worst_header_is_answered_within_20_ms(name: str) -> None:
         assert len(data) <= HEADER_MAX
 
         def seconds(data: bytes = data) -> float:
-            started = time.perf_counter()
+            started = time.process_time()
             run(parser, data)
-            return time.perf_counter() - started
+            return time.process_time() - started
 
         if seconds() > 0.02:  # then it was not the machine
             assert min(seconds() for _ in range(5)) < 0.02, data[:40]
@@ -275,8 +276,8 @@ def test_K01_what_is_over_the_limit_is_answered_before_it_is_decoded(name: str) 
     huge = b"A" * (4 * 2**20)
 
     def seconds() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         run(parser, huge)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     assert min(seconds() for _ in range(3)) < 0.05

@@ -183,6 +183,6 @@ def test_K03_limits_hold_when_writing_too() -> None:
             serialize(made)
     largest = mint(ROOT, bytes(MACAROON_MAX - 40))
     assert len(serialize(largest)) == MACAROON_MAX
-    started = time.perf_counter()
+    started = time.process_time()
     assert parse(serialize(largest)) == largest
-    assert time.perf_counter() - started < 0.25
+    assert time.process_time() - started < 0.25
