@@ -39,23 +39,18 @@ def find_authorization(headers: Iterable[tuple[bytes, bytes]]) -> Found | None:
     Two of them, one beside another scheme's in the same field, folded lines and control characters are
     ``MalformedPayment`` (A11); one over the limit is ``HeaderTooLarge`` (K01). Nothing is decoded before that.
     """
-    first: list[bytes] = []
-    second: list[bytes] = []
-    for name, value in headers:
-        if name == b"authorization":
-            first.append(value.strip(b" \t"))
-        elif name == b"payment-authorization":
-            second.append(value.strip(b" \t"))
-    if not first and not second:
+    found = [pair for pair in headers if pair[0] in AUTHORIZATION_HEADERS]
+    if not found:
         return None
+    first, second = ([value.strip(b" \t") for name, value in found if name == each] for each in AUTHORIZATION_HEADERS)
     ours = [value for value in first if _STARTS.match(value)]
     if (ours and len(first) > 1) or len(second) > 1 or (ours and second):
         raise MalformedPayment("more than one payment in the request")
     if second:
-        found = _read(second[0], "payment-authorization")
-        if found.scheme != "payment":
+        read = _read(second[0], "payment-authorization")
+        if read.scheme != "payment":
             raise MalformedPayment("another scheme's credential in Payment-Authorization")
-        return found
+        return read
     if ours:
         return _read(ours[0], "authorization")
     if any(len(value) <= HEADER_MAX and _HIDDEN.search(_QUOTED.sub(b"", value)) for value in first):
