@@ -47,7 +47,8 @@ __all__ = [
 _REASON: Final = re.compile(r"[a-z0-9_:.-]{1,80}\Z", re.ASCII)
 _REFERENCE: Final = re.compile(r"[0-9A-Za-z]{16,128}\Z", re.ASCII)
 _USED: Final = re.compile(
-    r"nonce.*(?:used|spent|consumed)|(?:used|spent|duplicate).*(?:nonce|authorization)|already_(?:used|settled)",
+    r"(?:nonce|authorization).*(?:used|spent|consumed)|(?:used|spent|duplicate).*(?:nonce|authorization)"
+    r"|already_(?:used|settled)",
     re.ASCII,
 )
 
