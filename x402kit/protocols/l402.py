@@ -32,6 +32,8 @@ __all__ = [
 
 _SCHEME: Final = re.compile(r"(L402|LSAT)[ \t]++", re.IGNORECASE)
 _PREIMAGE: Final = re.compile(r"[0-9A-Fa-f]{64}")
+_TOKEN: Final = re.compile(r"[0-9A-Za-z._~+/-]++=*+")
+_INVOICE: Final = re.compile(r"[0-9A-Za-z]++")
 _CAVEAT: Final = b"preimage="
 _VERSION: Final = b"\x00\x00"
 
@@ -114,10 +116,11 @@ def _inside(token: Macaroon) -> str:
 def read_challenge(values: Sequence[str]) -> Challenge | None:
     """The first usable L402 or LSAT challenge among the ``WWW-Authenticate`` lines of an answer.
 
-    The token is called ``token`` or ``macaroon``; where both are there they must be the same.
+    The token is called ``token`` or ``macaroon``; where both are there they must be the same. What could not stand in
+    a credential (A14), or is no invoice by its letters, is passed over.
     """
     for scheme, params in usable(values, ("l402", "lsat")):
-        token, invoice = params.get("token") or params.get("macaroon"), params.get("invoice")
-        if token and invoice and params.get("macaroon", token) == token:
+        token, invoice = params.get("token") or params.get("macaroon", ""), params.get("invoice", "")
+        if _TOKEN.fullmatch(token) and _INVOICE.fullmatch(invoice) and params.get("macaroon", token) == token:
             return Challenge(token, invoice, scheme.upper())
     return None
