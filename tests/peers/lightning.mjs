@@ -20,7 +20,7 @@ export async function payInvoice(invoice) {
   return payment.payment_preimage;
 }
 
-async function createInvoice(sats) {
+export async function createInvoice(sats) {
   const made = await node("/v1/invoices", { value: String(sats), memo: "a peer's route", expiry: "600" });
   return { invoice: made.payment_request, paymentHash: Buffer.from(made.r_hash, "base64").toString("hex") };
 }

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from x402kit.devnet import EvmAccount, SvmAccount
 from x402kit.model import Json
 
-__all__ = ["CLIENTS", "LOST", "UNHEARD", "Fault", "Front", "ask", "pay", "service"]
+__all__ = ["CLIENTS", "LOST", "PEERS", "UNHEARD", "Fault", "Front", "ask", "node_program", "pay", "service"]
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "tests" / "peers"
@@ -29,9 +29,11 @@ CLIENTS = ("client_httpx.py", "client_requests.py")
 
 
 def _command(program: str) -> tuple[str, ...]:
-    if not program.endswith(".mjs"):
-        return (str(PYTHON), str(PEERS / program))
-    # The machine's node, or the one in our own environment, as the Makefile has it.
+    return node_program(program) if program.endswith(".mjs") else (str(PYTHON), str(PEERS / program))
+
+
+def node_program(program: str) -> tuple[str, ...]:
+    """How to run a program of JavaScript in tests/peers: by the machine's node, or by the one of ``make setup``."""
     node = shutil.which("node", path=f"{os.environ['PATH']}:{ROOT / '.venv' / 'bin'}")
     assert node is not None, "make setup brings node"
     return (node, str(PEERS / program))
