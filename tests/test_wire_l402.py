@@ -327,6 +327,7 @@ def test_other_schemes_are_not_ours(value: bytes) -> None:
         header(b"", name=b"payment-authorization"),
         header(b"Bearer x, L402 " + VALUE),
         header(b"Bearer x,payment eyJ9"),
+        header(b"Bearer x, Payment eyJ9") + header(b"Payment eyJ9", name=b"payment-authorization"),
         header(b"Bearer x\r\n L402 " + VALUE),
         header(b"Bearer x\x00"),
         header(b"L402"),

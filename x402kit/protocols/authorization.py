@@ -46,16 +46,16 @@ def find_authorization(headers: Iterable[tuple[bytes, bytes]]) -> Found | None:
     ours = [value for value in first if _STARTS.match(value)]
     if (ours and len(first) > 1) or len(second) > 1 or (ours and second):
         raise MalformedPayment("more than one payment in the request")
-    if second:
-        read = _read(second[0], "payment-authorization")
-        if read.scheme != "payment":
-            raise MalformedPayment("another scheme's credential in Payment-Authorization")
-        return read
     if ours:
         return _read(ours[0], "authorization")
     if any(len(value) <= HEADER_MAX and _HIDDEN.search(_QUOTED.sub(b"", value)) for value in first):
         raise MalformedPayment("a credential behind another one, or control characters")
-    return None
+    if not second:
+        return None
+    found = _read(second[0], "payment-authorization")
+    if found.scheme != "payment":
+        raise MalformedPayment("another scheme's credential in Payment-Authorization")
+    return found
 
 
 def _read(value: bytes, field: Literal["authorization", "payment-authorization"]) -> Found:
