@@ -52,10 +52,10 @@ def find_authorization(headers: Iterable[tuple[bytes, bytes]]) -> Found | None:
         raise MalformedPayment("a credential behind another one, or control characters")
     if not second:
         return None
-    found = _read(second[0], "payment-authorization")
-    if found.scheme != "payment":
+    shown = _read(second[0], "payment-authorization")
+    if shown.scheme != "payment":
         raise MalformedPayment("another scheme's credential in Payment-Authorization")
-    return found
+    return shown
 
 
 def _read(value: bytes, field: Literal["authorization", "payment-authorization"]) -> Found:
