@@ -20,8 +20,8 @@ from ..model import Json, PaymentRequirements
 from ..money import MAX_AMOUNT, Asset, parse_atomic
 from ..networks import evm
 from ..networks.lightning_port import bitcoin_on
-from ..protocols import bolt11, l402, macaroon, payment_auth
-from ..protocols.encoding import b64decode
+from ..protocols import bolt11, l402, macaroon, payment_auth, payment_methods
+from ..protocols.encoding import b64decode, b64encode
 from ..protocols.payment_auth import PAYMENT_AUTHORIZATION, PaymentChallenge
 from .challenge import Auth, Offer
 
@@ -43,7 +43,6 @@ SAT: Final = 1000
 EVM_SECONDS: Final = 300
 """The life of an authorization for a challenge without an end, as the scheme's other clients have it."""
 
-_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}\Z", re.ASCII)
 _PREIMAGE: Final = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 
 
@@ -51,12 +50,13 @@ class AuthReader(NamedTuple):
     """What a payer can answer. ``worth``: an invoice's cost, fee and all, in millionths of a dollar; None: no node.
 
     ``known``: assets by network and address. ``is_free``: whether ``Authorization`` may be ours: the caller's own
-    request has none.
+    request has none. ``digest``: SHA-256 of its body, which is what a challenge must be bound to if it is to any.
     """
 
     known: Mapping[tuple[str, str], Asset]
     worth: Callable[[int], int] | None
     is_free: bool
+    digest: bytes
     now: int
 
     def offers(self, lines: Sequence[str]) -> list[Offer]:
@@ -93,29 +93,30 @@ class AuthReader(NamedTuple):
         try:
             expires_at = payment_auth.expiry_of(challenge)
             request = payment_auth.read_request(challenge.request)
-            if _field(challenge) == AUTHORIZATION and not self.is_free:
+            if (_field(challenge) == AUTHORIZATION and not self.is_free) or not self._is_ours(challenge.digest):
                 return None
             return read(challenge, request, expires_at) if self._lives(expires_at) else None
         except (ValueError, KeyError, TypeError):
             return None
 
+    def _is_ours(self, digest: str) -> bool:
+        """Whether a challenge is for our body, in the spelling of RFC 9530 or of the scheme's first clients."""
+        name, _, value = digest.partition("=")
+        return name.lower() != "sha-256" or value.strip(":").rstrip("=") == b64encode(self.digest).rstrip("=")
+
     def _lives(self, expires_at: int | None) -> bool:
         return expires_at is None or expires_at > self.now + MARGIN
 
-    def _lightning(self, challenge: PaymentChallenge, request: Json, expires_at: int | None) -> Offer | None:
-        details: Mapping[str, Any] = request["methodDetails"]
-        text = details["invoice"]
-        if not isinstance(text, str):
+    def _lightning(self, challenge: PaymentChallenge, said: Json, expires_at: int | None) -> Offer | None:
+        request = payment_methods.read_lightning_request(said)
+        invoice = bolt11.decode(request.invoice)
+        if request.amount * SAT != invoice.amount or request.payment_hash not in ("", invoice.payment_hash):
             return None
-        invoice = bolt11.decode(text)
-        said = details.get("paymentHash", invoice.payment_hash)
-        if request["currency"] != "sat" or parse_atomic(request["amount"]) * SAT != invoice.amount:
-            return None
-        if not isinstance(said, str) or said.lower() != invoice.payment_hash:
+        if request.network not in ("", invoice.network):
             return None
         until = invoice.expires_at if expires_at is None else min(expires_at, invoice.expires_at)
         auth = Auth(_field(challenge), json.dumps(challenge._asdict()), until, challenge)
-        return self._invoice(invoice, text, auth, challenge.description)
+        return self._invoice(invoice, request.invoice, auth, challenge.description)
 
     def _invoice(self, invoice: bolt11.Bolt11, text: str, auth: Auth, words: str) -> Offer | None:
         amount = invoice.amount
@@ -127,19 +128,13 @@ class AuthReader(NamedTuple):
         auth = auth._replace(bolt11=text.lower().removeprefix("lightning:"), payment_hash=invoice.payment_hash)
         return Offer(None, terms, {}, asset, auth=auth, worth=self.worth(amount), words=words or invoice.description)
 
-    def _evm(self, challenge: PaymentChallenge, request: Json, expires_at: int | None) -> Offer | None:
-        details: Mapping[str, Any] = request["methodDetails"]
-        chain, currency, pay_to = details["chainId"], request["currency"], request["recipient"]
-        kinds, amount = details.get("credentialTypes"), parse_atomic(request["amount"])
-        if type(chain) is not int or not isinstance(currency, str) or not isinstance(pay_to, str):
-            return None
-        asset = self.known.get((f"eip155:{chain}", currency.lower()))
-        if asset is None or amount == 0 or not _ADDRESS.match(pay_to) or details.get("splits"):
-            return None
-        if not isinstance(kinds, list) or "authorization" not in kinds:
+    def _evm(self, challenge: PaymentChallenge, said: Json, expires_at: int | None) -> Offer | None:
+        request = payment_methods.read_evm_request(said)
+        asset = self.known.get((f"eip155:{request.chain_id}", request.currency.lower()))
+        if asset is None or request.amount == 0 or request.splits:
             return None
         seconds = EVM_SECONDS if expires_at is None else expires_at - self.now
-        terms = PaymentRequirements("charge", asset.network, amount, asset.address, pay_to, seconds)
+        terms = PaymentRequirements("charge", asset.network, request.amount, asset.address, request.recipient, seconds)
         auth = Auth(_field(challenge), "", expires_at or 0, challenge)
         return Offer(None, terms, {}, asset, auth=auth, words=challenge.description)
 
@@ -204,17 +199,15 @@ def charge_nonce(challenge: PaymentChallenge) -> bytes:
         is_array = "_mpp_nonce" in payment_auth.read_request(challenge.opaque)
     except ValueError:
         is_array = False
-    text = challenge.id + challenge.realm
-    if is_array:
-        text = json.dumps([challenge.id, challenge.realm], separators=(",", ":"), ensure_ascii=False)
-    return evm.keccak(text.encode())
+    packed, array = payment_methods.evm_nonces(challenge.id, challenge.realm, evm.keccak)
+    return bytes.fromhex((array if is_array else packed)[2:])
 
 
 def charge_header(challenge: PaymentChallenge, payload: Json, network: str) -> tuple[str, str]:
     """Field and value that answer an ``evm/charge``; ``payload`` as ``exact`` on EVM has it."""
     authorization: Json = payload["authorization"]
     flat = {"type": "authorization", **authorization, "signature": payload["signature"]}
-    source = f"did:pkh:{network}:{authorization['from']}"
+    source = payment_methods.evm_source(evm.chain_id(network), authorization["from"])
     return _field(challenge), payment_auth.credential_header(challenge, flat, source)
 
 

@@ -177,7 +177,7 @@ class Attempt:
         found = challenge.offers(setup.policy.known, bare=setup.policy.is_katana(target)) if challenge else []
         if answer.status != 402 or not answer.challenges:
             return found
-        reader = AuthReader(setup.policy.known, None, not target.authorized, setup.now())
+        reader = AuthReader(setup.policy.known, None, not target.authorized, target.digest, setup.now())
         return (yield from with_auth(found, reader, answer.challenges, setup.lightning))
 
     def _pay(self, found: Payment | list[Offer]) -> Steps:

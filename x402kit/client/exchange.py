@@ -119,6 +119,7 @@ def _target(request: httpx.Request) -> Target:
         proves=hints.get(PROVES) is True,
         network=hints.get(NETWORK, ""),
         authorized="authorization" in request.headers,
+        digest=hashlib.sha256(request.content).digest(),
     )
 
 

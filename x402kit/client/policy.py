@@ -120,6 +120,8 @@ class Target:
     """Where it must be paid or proved: a namespace, or a network (CAIP-2). Empty: wherever the policy allows."""
     authorized: bool = False
     """Whether the caller's own request has an ``Authorization``, which stays."""
+    digest: bytes = b""
+    """SHA-256 of its body."""
 
     @property
     def route(self) -> str:
