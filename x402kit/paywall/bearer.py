@@ -13,11 +13,15 @@ low the answer is 402: nothing is in flight, so the caller may pay a new invoice
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import time
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple, Protocol
 
-from ..errors import InsufficientBalance, PaymentInProgress, PaymentRefused
+from ..errors import InsufficientBalance, PaymentInProgress, PaymentRefused, ServerError
 from ..ledger.port import Store
 from ..model import Claim, Invoice
 from ..money import Usd, Worth
@@ -25,14 +29,15 @@ from ..pricing import Pass
 from .admission import Admission, Admissions, Shown, Via
 from .balances import Balances, Replay, Spender
 from .credit import credit
-from .invoices import Invoices, claim_id, rate_of
+from .invoices import WATCHER, Invoices, claim_id, rate_of
 from .resource import Resource
 from .sale import BalanceSale, PassSale
 from .tokens import Terms
 
 __all__ = ["Bearer", "Bearers", "Proof", "Request", "pass_bound"]
 
-_USED = frozenset(("served", "credited"))
+_USED: Final = frozenset(("served", "credited"))
+_WRITING_SECONDS: Final = 2.0
 
 
 class Proof(Protocol):
@@ -83,9 +88,20 @@ class Bearers:
         claim = await self._store.get(claim_id(bearer.payment_hash))
         admitted = await (self._new(bearer, request) if claim is None else self._again(bearer, request, claim))
         if isinstance(admitted, Admission) and not admitted.replay:
-            row = await self._store.get_invoice(bearer.payment_hash)
+            async with self._owning(admitted.claim):
+                row = await self._store.get_invoice(bearer.payment_hash)
             admitted.rate = None if row is None else rate_of(row).worth()
         return admitted
+
+    @asynccontextmanager
+    async def _owning(self, claim: Claim) -> AsyncGenerator[None]:
+        """Work on a claim that we own. Where it fails, whoever comes next must find it free."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(ServerError):
+                await self._store.release(claim.payment_id, claim.owner)
+            raise
 
     async def _new(self, bearer: Bearer, request: Request) -> Admission | BalanceSale | PassSale | Replay:
         row = await self._store.get_invoice(bearer.payment_hash)
@@ -112,7 +128,8 @@ class Bearers:
         """A settled claim that we own."""
         what = request.resource.l402
         if not claim.fingerprint or (what is not None and what.calls > 1):
-            await credit(self._store, claim)
+            async with self._owning(claim):
+                await credit(self._store, claim)
             return await self._from_balance(bearer, request)
         return Admission(claim, bearer.via)
 
@@ -138,10 +155,22 @@ class Bearers:
     ) -> Admission | BalanceSale | PassSale | Replay:
         """Go on with a settled claim, whoever made it."""
         shown = Shown(request.resource, claim.fingerprint, claim.credential, bearer.via)
-        admission = await self._admissions.resume(shown, claim)
+        admission = await self._resumed(shown, claim)
         if admission.replay:  # somebody was faster
             return await self._again(bearer, request, admission.claim)
         return await self._first(bearer, request, admission.claim)
+
+    async def _resumed(self, shown: Shown, claim: Claim) -> Admission:
+        """Who only writes down that it is paid is waited for: clients of L402 take 409 for a failure."""
+        end = time.monotonic() + _WRITING_SECONDS
+        while True:
+            try:
+                return await self._admissions.resume(shown, claim)
+            except PaymentInProgress:
+                claim = await self._store.get(claim.payment_id) or claim
+                if not claim.owner.startswith(WATCHER) or time.monotonic() > end:
+                    raise
+            await asyncio.sleep(0.02)
 
     async def _from_balance(self, bearer: Bearer, request: Request) -> BalanceSale | Replay:
         """From what is left under the payment hash. Raises ``PaymentRefused`` where that is too little."""

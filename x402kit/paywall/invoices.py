@@ -8,6 +8,7 @@ whatever is paid on it, in time or late, with or without its payer coming back, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -22,10 +23,12 @@ from ..networks.lightning import Lightning, Rate
 from ..protocols.encoding import dump_json, parse_object
 from .admission import UNSERVED_SECONDS
 
-__all__ = ["Invoices", "Offered", "Wanted", "claim_id", "rate_of"]
+__all__ = ["WATCHER", "Invoices", "Offered", "Wanted", "claim_id", "rate_of"]
 
 log = logging.getLogger("x402kit.lightning")
 
+WATCHER: Final = "invoices:"
+"""How the owner of a claim begins who only writes down that it is paid: it has it for a moment."""
 _AT_ONCE: Final = 32
 """Calls of the node at once."""
 _LOOKS: Final = (15, 60, 240)
@@ -243,8 +246,17 @@ class Invoices:
             attempts=1,
         )
         made = await self._store.claim(claim)
-        await self._store.note_invoice(row.payment_hash, state="settled")
+        try:
+            await self._store.note_invoice(row.payment_hash, state="settled")
+        except BaseException:
+            await self._give_back(made, owner)  # whoever comes next must find it free
+            raise
         return made
+
+    async def _give_back(self, claim: Claim, owner: str) -> None:
+        if claim.owner == owner:
+            with contextlib.suppress(ServerError):
+                await self._store.release(claim.payment_id, owner)
 
     def _drop_hash(self, payment_hash: str) -> None:
         key = self._keys.get(payment_hash)
@@ -275,7 +287,7 @@ class Invoices:
             await self._store.note_invoice(row.payment_hash, state="dead")
 
     async def _settled(self, row: Invoice, received: int) -> None:
-        owner = f"invoices:{id(self):x}:{time.monotonic_ns():x}"
+        owner = f"{WATCHER}{id(self):x}:{time.monotonic_ns():x}"
         made = await self._claim(row, received, owner)
         if made.owner == owner:  # its payer may come for what was paid
             await self._store.release(made.payment_id, owner)
