@@ -13,7 +13,7 @@ import httpx
 
 from ..client import Payer, PayerError, PaymentInfo, payment_of
 from ..model import Json
-from .keys import add_keys, dollars, journal_path, limits_of, read_wallets
+from .keys import add_keys, add_lightning, dollars, journal_path, limits_of, read_wallets
 from .outcome import AGAIN, OPEN, failed, open_call, open_reference, say, state_of
 from .output import error, plain, write_json
 from .report import amount_text, network_text
@@ -26,8 +26,9 @@ _DESCRIPTION = """Request URL, and pay what it asks for, up to a limit. The answ
 receipt to standard error: in words on a terminal, else as one line of JSON.
 
 The wallet's private key is read from X402KIT_EVM_KEY, or from a file; for Solana from X402KIT_SVM_KEY, or a keypair's
-file. What was signed is written to a journal before it is sent: when an answer is lost, the same command shows the same
-payment again and signs no other.
+file. A Lightning node that pays is named by X402KIT_LIGHTNING_URL, _KEY, _CERT and _BTC_USD, or by options. What was
+signed is written to a journal before it is sent: when an answer is lost, the same command shows the same payment again
+and signs no other.
 
 Exit status:
   0  answered, and paid where payment was asked for
@@ -59,6 +60,7 @@ def add(commands: Any) -> None:
         help="pay from the prepaid balance there; 'only': and never in another way",
     )
     add_keys(parser)
+    add_lightning(parser)
     parser.add_argument("-L", "--location", action="store_true", help="follow redirects; only the first host is paid")
     parser.add_argument("-m", "--max-time", type=float, default=60.0, metavar="SECONDS", help="of silence; 60")
     parser.add_argument("-i", "--include", action="store_true", help="the answer's status and headers, too")
@@ -129,7 +131,7 @@ def _status(payer: Payer, answer: httpx.Response, words: bool) -> int:
             say(words, "outcome_unknown", f"status {status}, and the call is open; {AGAIN}", reference)
             return UNKNOWN
         return OK if status < 400 else ERROR
-    state = state_of(payer, info.reference)
+    state = state_of(payer, info.reference) if info.source != "token" else "accepted"
     if state in OPEN:
         settled = info.receipt is not None and info.receipt.success
         known = f"the money moved ({info.transaction})" if settled else "what became of the payment is not known"
@@ -152,10 +154,14 @@ def _receipt(info: PaymentInfo, status: int, words: bool) -> None:
         write_json(_receipt_json(info, status, price), sys.stderr)
         return
     again = ", shown again" if info.replayed else ""
+    if info.source == "token":
+        print(f"paid before: a token of the payment {plain(info.reference)} was taken", file=sys.stderr)
+        return
     if info.source == "balance":
         print(f"paid {_cost(info, price)} from the balance on {network_text(info.network)}{again}", file=sys.stderr)
     else:
-        print(f"paid {price} on {network_text(info.network)} to {info.pay_to}{again}", file=sys.stderr)
+        to = f" to {info.pay_to}" if info.pay_to else ""
+        print(f"paid {price} on {network_text(info.network)}{to}{again}", file=sys.stderr)
     print(f"     from {info.payer}", file=sys.stderr)
     if info.transaction:
         print(f"     transaction {plain(info.transaction)}", file=sys.stderr)

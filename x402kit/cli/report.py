@@ -9,6 +9,7 @@ from ..model import Json
 from ..money import Asset, format_units
 from ..networks import evm
 from ..networks.assets import TESTNETS, find_asset
+from ..networks.lightning_port import is_lightning
 from ..protocols.x402 import v1_network
 
 __all__ = ["Finding", "Report", "amount_text", "network_text"]
@@ -83,6 +84,8 @@ def network_text(network: str) -> str:
 
 def amount_text(amount: int, network: str, address: str) -> str:
     """An amount in whole units; in atomic units where we don't know the asset, for its decimals are only claimed."""
+    if is_lightning(network):
+        return f"{format_units(amount, 3)} sat"
     asset = find_asset(network, address)
     if asset is None:
         return f"{amount} atomic units of the unknown asset {address}"
