@@ -224,6 +224,14 @@ class Till:
             await asyncio.sleep(0.02)
         raise AssertionError("409 for ever")
 
+    async def reprice(self, dollars: str) -> None:
+        """A bitcoin is worth something else from now on."""
+        self.price.usd = dollars
+        rail = self.paywall.lightning
+        assert rail is not None
+        rail._meter._read_at = 0  # pyright: ignore[reportPrivateUsage]  # else it is read when its window is over
+        await rail._meter.refresh()  # pyright: ignore[reportPrivateUsage]
+
     # Looking
 
     def account(self, payment_hash: str) -> Account:
@@ -328,7 +336,7 @@ def _app(till: Till) -> Starlette:
             if till.failing:
                 till.failing -= 1
                 till.failed[key] += 1
-                raise RuntimeError("the handler broke")
+                return PlainTextResponse("broken", 500)
             made: Response = await (handler or _goods)(request)
             return made
 

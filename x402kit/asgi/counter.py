@@ -51,6 +51,7 @@ class Counter:
             quoted.ceiling,
             quoted.description or resource.description or resource.id,
             1 if what is None else what.calls,
+            0 if what is None else what.seconds,
             "payment" in spoken,
         )
         client = request.scope.get("client")

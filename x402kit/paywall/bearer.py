@@ -127,11 +127,21 @@ class Bearers:
     ) -> Admission | BalanceSale | PassSale | Replay:
         """A settled claim that we own."""
         what = request.resource.l402
+        if what is not None and what.seconds and claim.fingerprint:
+            return await self._begin_pass(bearer, claim)
         if not claim.fingerprint or (what is not None and what.calls > 1):
             async with self._owning(claim):
                 await credit(self._store, claim)
             return await self._from_balance(bearer, request)
         return Admission(claim, bearer.via)
+
+    async def _begin_pass(self, bearer: Bearer, claim: Claim) -> PassSale:
+        """It is a time that was sold: it is served with its first call, whatever becomes of that."""
+        now = int(time.time())
+        async with self._owning(claim):
+            if not await self._store.move(claim.payment_id, "serve", claim.owner, served_at=now):
+                raise PaymentInProgress(reference=claim.reference)
+        return PassSale(claim, bearer.via, self._invoices.rail.asset)
 
     async def _again(
         self, bearer: Bearer, request: Request, claim: Claim
@@ -147,6 +157,7 @@ class Bearers:
             self._check(bearer, request, claim.fingerprint, claim)
             return PassSale(claim, bearer.via, self._invoices.rail.asset)
         if claim.state == "served" and claim.fingerprint == request.bound and now <= claim.kept_until:
+            self._check(bearer, request, claim.fingerprint, claim)
             return Admission(claim, bearer.via, replay=True)
         return await self._from_balance(bearer, request)
 
@@ -161,14 +172,17 @@ class Bearers:
         return await self._first(bearer, request, admission.claim)
 
     async def _resumed(self, shown: Shown, claim: Claim) -> Admission:
-        """Who only writes down that it is paid is waited for: clients of L402 take 409 for a failure."""
+        """Who only writes down that it is paid, or that a pass begins, is waited for: clients of L402 take 409 for a
+        failure.
+        """
         end = time.monotonic() + _WRITING_SECONDS
+        is_pass = shown.resource.l402 is not None
         while True:
             try:
                 return await self._admissions.resume(shown, claim)
             except PaymentInProgress:
                 claim = await self._store.get(claim.payment_id) or claim
-                if not claim.owner.startswith(WATCHER) or time.monotonic() > end:
+                if not (is_pass or claim.owner.startswith(WATCHER)) or time.monotonic() > end:
                     raise
             await asyncio.sleep(0.02)
 

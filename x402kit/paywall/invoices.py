@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from ..errors import PaymentRefused, RailUnavailable, ServerError
 from ..ledger.port import Store
-from ..model import Claim, Invoice
+from ..model import Account, Claim, Invoice
 from ..money import Usd, format_units
 from ..networks.lightning import Lightning, Rate
 from ..protocols.encoding import dump_json, parse_object
@@ -39,7 +39,7 @@ _SETTLING_SECONDS: Final = 3.0
 """A payer has the preimage a moment before the payee's own node says so."""
 _LISTEN_AGAIN: Final = 5
 _KEPT: Final = 2 * 86_400
-"""A claim outlives its invoice's row, which is kept for a day."""
+"""A claim outlives its invoice's row, which is kept for a day, and the pass that it paid for."""
 
 
 def claim_id(payment_hash: str) -> str:
@@ -55,6 +55,7 @@ class Wanted(NamedTuple):
     ceiling: Usd
     memo: str = ""
     calls: int = 1
+    seconds: int = 0
     whole_sats: bool = False
 
 
@@ -145,6 +146,7 @@ class Invoices:
             "rate": str(rate),
             "rate_at": rate.at,
             "calls": wanted.calls,
+            "seconds": wanted.seconds,
         }
         row = Invoice(
             made.payment_hash,
@@ -221,24 +223,24 @@ class Invoices:
             await asyncio.sleep(0.1)
 
     async def _claim(self, row: Invoice, received: int, owner: str) -> Claim:
-        """Write down that it is paid. With another amount than asked for it is nobody's call, but balance (G06)."""
+        """Write down that it is paid. What came above its amount is balance; with less, all of it is (G06)."""
         self._drop_hash(row.payment_hash)
         now = int(time.time())
-        exact = received in (0, row.amount)
+        whole = received == 0 or received >= row.amount
         claim = Claim(
             claim_id(row.payment_hash),
             "settled",
-            row.fingerprint if exact else b"",
+            row.fingerprint if whole else b"",
             row.payment_hash.encode(),
             row.resource,
             row.network,
             self.rail.asset.address,
             self.rail.pay_to,
             row.payment_hash,
-            row.amount if exact else received,
-            row.expires_at + _KEPT,
+            row.amount if whole else received,
+            row.expires_at + _KEPT + parse_object(row.terms).get("seconds", 0),
             now,
-            now + UNSERVED_SECONDS if exact else now,
+            now + UNSERVED_SECONDS if whole else now,
             owner=owner,
             reference=row.payment_hash,
             settled_at=now,
@@ -247,6 +249,9 @@ class Invoices:
         )
         made = await self._store.claim(claim)
         try:
+            if received > row.amount:  # some wallets pay whole satoshi; asked for again it is the same entry
+                account = Account.of(row.network, self.rail.asset.address, row.payment_hash)
+                await self._store.deposit(account, received - row.amount, f"above:{row.payment_hash}")
             await self._store.note_invoice(row.payment_hash, state="settled")
         except BaseException:
             await self._give_back(made, owner)  # whoever comes next must find it free
