@@ -5,7 +5,7 @@ Each talks to a server that behaves by its product's API description, and that s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -21,10 +21,10 @@ from tests.support.lightning_contract import (
 )
 from tests.support.lightning_servers.clnrest import INVOICE_RUNE, RUNE, Clnrest
 from tests.support.lightning_servers.lnbits import ADMIN_KEY, INVOICE_KEY, LNbitsServer
-from tests.support.lightning_servers.node import RealNode
+from tests.support.lightning_servers.node import Product, RealNode
 from tests.support.lightning_servers.nwc import nwc_wallet
 from tests.support.lightning_servers.phoenixd import LIMITED_PASSWORD, PASSWORD, PhoenixdServer
-from tests.support.serving import serving
+from tests.support.lightning_servers.standing import Standing
 from x402kit.devnet import LightningDevnet
 from x402kit.networks import CoreLightning, LNbits, NostrWalletConnect, Phoenixd
 from x402kit.networks.lightning_nodes import LightningNode
@@ -35,28 +35,24 @@ MONEY = (the_network_is_known, a_payment_settles_its_invoice, an_unknown_payment
 Pair = tuple[LightningNode, LightningNode]
 
 
-def core_lightning(stack: AsyncExitStack, nodes: LightningDevnet, *, old: bool) -> Pair:
-    ours, theirs = (
-        stack.enter_context(serving(Clnrest(RealNode(node), old=old), lifespan=False))
-        for node in (nodes.seller, nodes.payer)
-    )
+@pytest.fixture(scope="module")
+def standing() -> Iterator[Standing]:
+    with Standing() as servers:
+        yield servers
+
+
+def rest(product: str, standing: Standing, nodes: LightningDevnet) -> Pair:
+    kind = {"cln": Clnrest, "old cln": old_clnrest, "phoenixd": PhoenixdServer, "lnbits": LNbitsServer}[product]
+    (_, ours), (_, theirs) = (standing.of(kind, node) for node in (nodes.seller, nodes.payer))
+    if product == "phoenixd":
+        return Phoenixd(ours, LIMITED_PASSWORD, poll_seconds=0.1), Phoenixd(theirs, PASSWORD)
+    if product == "lnbits":
+        return LNbits(ours, INVOICE_KEY, poll_seconds=0.1), LNbits(theirs, ADMIN_KEY)
     return CoreLightning(ours, INVOICE_RUNE), CoreLightning(theirs, RUNE)
 
 
-def phoenixd(stack: AsyncExitStack, nodes: LightningDevnet) -> Pair:
-    ours, theirs = (
-        stack.enter_context(serving(PhoenixdServer(RealNode(node)), lifespan=False))
-        for node in (nodes.seller, nodes.payer)
-    )
-    return Phoenixd(ours, LIMITED_PASSWORD, poll_seconds=0.1), Phoenixd(theirs, PASSWORD)
-
-
-def lnbits(stack: AsyncExitStack, nodes: LightningDevnet) -> Pair:
-    ours, theirs = (
-        stack.enter_context(serving(LNbitsServer(RealNode(node)), lifespan=False))
-        for node in (nodes.seller, nodes.payer)
-    )
-    return LNbits(ours, INVOICE_KEY, poll_seconds=0.1), LNbits(theirs, ADMIN_KEY)
+def old_clnrest(node: RealNode) -> Product:
+    return Clnrest(node, old=True)
 
 
 async def nostr(stack: AsyncExitStack, nodes: LightningDevnet, *, older: bool) -> Pair:
@@ -67,18 +63,16 @@ async def nostr(stack: AsyncExitStack, nodes: LightningDevnet, *, older: bool) -
 
 
 @pytest.fixture
-async def ground(request: pytest.FixtureRequest, lightning: LightningDevnet) -> AsyncIterator[Ground]:
+async def ground(
+    request: pytest.FixtureRequest, lightning: LightningDevnet, standing: Standing
+) -> AsyncIterator[Ground]:
     """The seller with a key for invoices alone, as a seller should have it."""
     product: str = request.param
     async with AsyncExitStack() as stack:
-        if product.endswith("cln"):
-            seller, payer = core_lightning(stack, lightning, old=product.startswith("old"))
-        elif product == "phoenixd":
-            seller, payer = phoenixd(stack, lightning)
-        elif product == "lnbits":
-            seller, payer = lnbits(stack, lightning)
-        else:
+        if product.endswith("nwc"):
             seller, payer = await nostr(stack, lightning, older=product.startswith("older"))
+        else:
+            seller, payer = rest(product, standing, lightning)
         for node in (seller, payer):
             await node.start()
             stack.push_async_callback(node.close)

@@ -24,6 +24,8 @@ NAME: Final = "Core Lightning node"
 WAIT_SECONDS: Final = 30
 RETRY_MAX: Final = 120
 """Seconds for which the node may try new routes. Until then a payment of which all parts failed is not over."""
+GRACE_SECONDS: Final = 5.0
+"""For how much longer than the node tries its answer is waited for."""
 ENDED_MAX: Final = 10_000
 _NO_COMMAND: Final = -32601
 _TIMED_OUT: Final = 904
@@ -129,7 +131,7 @@ class CoreLightning:
     async def _send(self, bolt11: str, max_fee: int, retry: int, seconds: float) -> Answer | NotSent | Unknown:
         key = "invstring" if self._pay == "xpay" else "bolt11"
         wanted = {key: bolt11, "maxfee": max_fee, "retry_for": retry}
-        answer = await self._http.exchange("POST", f"/v1/{self._pay}", json=wanted, seconds=seconds + 5)
+        answer = await self._http.exchange("POST", f"/v1/{self._pay}", json=wanted, seconds=seconds + GRACE_SECONDS)
         if self._pay == "xpay" and isinstance(answer, Answer) and _code(answer) == _NO_COMMAND:
             self._pay = "pay"
             return await self._send(bolt11, max_fee, retry, seconds)

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from x402kit.devnet.lightning import LightningNode
 
-__all__ = ["Product", "RealNode", "Said"]
+__all__ = ["Json", "Product", "RealNode", "Said"]
 
 Json = dict[str, Any]
 

@@ -53,6 +53,7 @@ class NwcWallet:
         self.uri = self.limited_uri = ""
         self.faults: dict[str, str] = {}
         self.named = self.stated = True
+        self.spoken: set[str] = set()
         self._keys, self._app, self._limited = Keys.generate(), Keys.generate(), Keys.generate()
         self._client = Client()
         self._relay: LocalRelay | None = None
@@ -96,6 +97,7 @@ class NwcWallet:
             text, newer = nip44_decrypt(secret, author, event.content()), True
         except NostrSdkError:
             text, newer = nip04_decrypt(secret, author, event.content()), False
+        self.spoken.add("nip44_v2" if newer else "nip04")
         asked = json.loads(text)
         method, fault = asked["method"], self.faults.get(asked["method"], "")
         if fault == "hang":
