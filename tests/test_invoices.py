@@ -36,6 +36,9 @@ def invoice(payment_hash: str = "ab", *, amount: int = 21_000, expires_at: int =
     )
 
 
+DEAD = invoice()._replace(state="dead")
+
+
 def paid(payment_hash: str, valid_until: int) -> Claim:
     return new_claim(f"lightning:{payment_hash}", payer=payment_hash).changed(valid_until=valid_until)
 
@@ -107,17 +110,26 @@ async def test_J08_invoices_are_there_after_a_restart(place: Place, store: Store
 
 
 async def test_an_invoice_is_forgotten_a_day_after_it_expired(store: Store) -> None:
-    await store.add_invoice(invoice())
-    await store.add_invoice(invoice("young", expires_at=2000))
+    await store.add_invoice(DEAD)
+    await store.add_invoice(invoice("young", expires_at=2000)._replace(state="settled"))
     assert await store.prune(1000 + LAST) == 0
     assert await store.prune(1000 + LAST + 1) == 1
     assert await store.get_invoice("ab") is None
     assert await store.get_invoice("young") is not None
 
 
+async def test_G05_an_invoice_that_nobody_looked_at_is_not_forgotten(store: Store) -> None:
+    """The server was away for days, and it may be paid: the node is asked first."""
+    await store.add_invoice(invoice())
+    assert await store.prune(1000 + 10 * DAY) == 0
+    assert await store.due_invoices(1000 + 10 * DAY) == [invoice()]
+    await store.note_invoice("ab", state="dead")
+    assert await store.prune(1000 + 10 * DAY) == 1
+
+
 async def test_C07_a_claim_is_never_forgotten_before_its_invoice(store: Store) -> None:
     """Else its token, good by itself, would be admitted once more."""
-    await store.add_invoice(invoice())
+    await store.add_invoice(DEAD)
     for claim, state in ((paid("ab", 1000 + 2 * DAY), "served"), (paid("other", 1000), "failed")):
         await store.claim(claim)
         await store.note(claim.payment_id, state=state, final=1)
@@ -133,7 +145,9 @@ async def test_C07_a_claim_is_never_forgotten_before_its_invoice(store: Store) -
 async def test_C07_a_claim_that_is_over_stays_while_its_invoice_waits_to_be_forgotten(store: Store, state: str) -> None:
     """Whatever both times are: each call takes a bite of each kind, and the invoice's turn may be later."""
     expiries = [*range(1001), 5000]
-    await asyncio.gather(*[store.add_invoice(invoice(str(n), expires_at=at)) for n, at in enumerate(expiries)])
+    await asyncio.gather(
+        *[store.add_invoice(DEAD._replace(payment_hash=str(n), expires_at=at)) for n, at in enumerate(expiries)]
+    )
     await store.claim(paid("1001", 0))
     await store.note("lightning:1001", state=state, final=1)
     there: list[tuple[bool, bool]] = []

@@ -75,7 +75,8 @@ class ClaimStore(Protocol):
 
     async def prune(self, now: int) -> int:
         """Forget kept bodies past their time, claims past the payment's life and theirs (C07), holds that ended and
-        proofs that are over, and invoices ``INVOICE_KEPT_SECONDS`` past their expiry. Entries stay. How many rows.
+        proofs that are over, and invoices ``INVOICE_KEPT_SECONDS`` past their expiry, but for open ones: whether they
+        were paid nobody has looked yet (G05). Entries stay. How many rows.
 
         The claim of a Lightning payment stays while its invoice's row is there, whatever its own time: without it the
         same token could be admitted once more.

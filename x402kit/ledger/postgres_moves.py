@@ -117,8 +117,8 @@ PRUNE: Final = (
     " RETURNING 1) SELECT count(*) FROM gone",
     # After the claims: a claim goes at the earliest by the call after the one that its invoice went by.
     "WITH gone AS (DELETE FROM x402kit.invoices WHERE payment_hash IN (SELECT payment_hash FROM x402kit.invoices WHERE"
-    " expires_at < %(paid)s ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) FROM"
-    " gone",
+    " expires_at < %(paid)s AND state <> 'open' ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED) RETURNING 1)"
+    " SELECT count(*) FROM gone",
     "WITH gone AS (DELETE FROM x402kit.proofs WHERE proof_id IN (SELECT proof_id FROM x402kit.proofs WHERE"
     " until < %(now)s LIMIT 1000 FOR UPDATE SKIP LOCKED) RETURNING 1) SELECT count(*) FROM gone",
 )

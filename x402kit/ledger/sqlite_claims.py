@@ -132,7 +132,7 @@ class SQLiteClaims(SQLiteRows):
         # After the claims: a claim goes at the earliest by the call after the one that its invoice went by.
         invoices = (
             "DELETE FROM invoices WHERE seq IN"
-            " (SELECT seq FROM invoices WHERE expires_at < ? ORDER BY expires_at LIMIT 1000)"
+            " (SELECT seq FROM invoices WHERE expires_at < ? AND state <> 'open' ORDER BY expires_at LIMIT 1000)"
         )
 
         def forget(c: sqlite3.Connection) -> int:
