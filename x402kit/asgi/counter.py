@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network
 from typing import Final
 
 from ..errors import RailUnavailable, TooManyRequests
@@ -55,12 +57,13 @@ class Counter:
             "payment" in spoken,
         )
         client = request.scope.get("client")
+        caller = _network_of(client[0]) if client else ""
 
         def lines(invoice: Invoice) -> tuple[tuple[str, bytes], ...]:
             return self._lines(resource, invoice, spoken, bound)
 
         try:
-            offered = await self.invoices.offer(wanted, client[0] if client else "", lines)
+            offered = await self.invoices.offer(wanted, caller, lines)
         except RailUnavailable as e:
             return _or_raise(made, trouble or e)
         if offered is None:
@@ -82,6 +85,18 @@ class Counter:
         if "payment" in spoken:
             made.append(("lightning", self._scheme.over_lightning(invoice)))
         return tuple(made)
+
+
+@lru_cache(maxsize=1024)
+def _network_of(host: str) -> str:
+    """One caller's addresses: who has an IPv6 address has 2^64 of them."""
+    if ":" not in host:
+        return host
+    try:
+        address = IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or IPv6Network((address, 64), strict=False))
 
 
 def _or_raise(made: Challenge, trouble: Exception | None) -> Challenge:

@@ -38,6 +38,9 @@ _LATE: Final = (60, 3600, 6 * 3600)
 _SETTLING_SECONDS: Final = 3.0
 """A payer has the preimage a moment before the payee's own node says so."""
 _LISTEN_AGAIN: Final = 5
+_LOOK_AGAIN: Final = 30
+_FAILURES: Final = 3
+"""In one pass: then it is the node or the store that is out of reach."""
 _KEPT: Final = 2 * 86_400
 """A claim outlives its invoice's row, which is kept for a day, and the pass that it paid for."""
 
@@ -85,6 +88,7 @@ class Invoices:
         self._open: OrderedDict[_Key, _Open] = OrderedDict()
         self._keys: dict[str, _Key] = {}
         self._callers: Counter[str] = Counter()
+        self._asking: Counter[str] = Counter()
         self._making: dict[_Key, asyncio.Future[Offered]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._watcher: asyncio.Task[None] | None = None
@@ -112,7 +116,7 @@ class Invoices:
         if (making := self._making.get(key)) is not None:
             return await asyncio.shield(making)
         self._forget_old(now)
-        if self._callers[caller] >= self.rail.unpaid_per_caller:
+        if self._callers[caller] + self._asking[caller] >= self.rail.unpaid_per_caller:
             return None
         if len(self._open) + len(self._making) >= self.rail.unpaid:
             return None
@@ -122,11 +126,13 @@ class Invoices:
         """Several that ask for the same at once share one invoice, and one of them that leaves takes it from none."""
         task: asyncio.Future[Offered] = asyncio.ensure_future(self._make(key, lines))
         self._making[key] = task
+        self._asking[key[0]] += 1
         task.add_done_callback(lambda done: self._over(key, done))
         return await asyncio.shield(task)
 
     def _over(self, key: _Key, task: asyncio.Future[Offered]) -> None:
         self._making.pop(key, None)
+        _one_less(self._asking, key[0])
         if not task.cancelled():
             task.exception()  # each who waits has it; nobody may be left
 
@@ -188,9 +194,7 @@ class Invoices:
         if gone is None:
             return
         self._keys.pop(gone.offered.invoice.payment_hash, None)
-        self._callers[gone.caller] -= 1
-        if self._callers[gone.caller] <= 0:
-            del self._callers[gone.caller]
+        _one_less(self._callers, gone.caller)
 
     def _forget_old(self, now: int) -> None:
         """They were all made to live equally long, so the oldest come first."""
@@ -270,13 +274,17 @@ class Invoices:
 
     async def check(self) -> None:
         """With each pass of the reconciler: look at what is due. What can't be looked at now is by a later pass."""
-        now = int(time.time())
+        now, failed = int(time.time()), 0
         for row in await self._store.due_invoices(now):
             try:
                 await self._look(row, now)
-            except RailUnavailable as e:
-                log.warning("the Lightning node can't be asked for invoices now: %s", e.reason)
-                return
+            except ServerError as e:
+                log.warning("invoice %s can't be looked at now: %s", row.payment_hash, e.reason)
+                failed += 1
+                if failed == _FAILURES:
+                    return
+                # One that can't be read must not keep the others from their turn.
+                await self._store.note_invoice(row.payment_hash, next_check=now + _LOOK_AGAIN)
 
     async def _look(self, row: Invoice, now: int) -> None:
         found = await self.rail.node.look_up(row.payment_hash)
@@ -313,10 +321,16 @@ class Invoices:
     async def _heard(self, payment_hash: str) -> None:
         try:
             row = await self._store.get_invoice(payment_hash)
-            if row is not None and row.state == "open":
+            if row is not None and row.state != "settled":
                 await self._look(row, int(time.time()))
         except ServerError as e:  # ``check`` comes to it
             log.warning("invoice %s: %s", payment_hash, e.reason)
+
+
+def _one_less(counts: Counter[str], name: str) -> None:
+    counts[name] -= 1
+    if counts[name] <= 0:
+        del counts[name]
 
 
 def rate_of(row: Invoice) -> Rate:
