@@ -333,6 +333,26 @@ async def test_a_try_that_may_go_on_has_not_failed(lightning: LightningDevnet, m
         await payer.close()
 
 
+async def test_core_lightning_without_a_command_to_pay_was_sent_nothing(
+    lightning: LightningDevnet, standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, url = standing.of(Clnrest, lightning.payer)
+    node = CoreLightning(url, clnrest.RUNE)
+    await node.start()
+    made = await RealNode(lightning.seller).add(AMOUNT, "a call", 300)
+    assert isinstance(server, Clnrest)
+    for command in ("xpay", "pay"):
+        monkeypatch.delitem(server.commands, command)
+    with pytest.raises(RailUnavailable):
+        await node.pay(made["payment_request"], max_fee=FEE, timeout_seconds=2)
+    await node.close()
+
+
+@pytest.mark.parametrize("memo", ["a\x01call", "\x00", "a\ud800call"])
+async def test_no_memo_keeps_an_invoice_from_being_made(ground: Ground, memo: str) -> None:
+    assert (await ground.seller.create(AMOUNT, memo=memo, expiry_seconds=60)).amount == AMOUNT
+
+
 async def test_what_phoenixd_keeps_for_its_channel_was_paid_all_the_same(lightning: LightningDevnet) -> None:
     server = PhoenixdServer(RealNode(lightning.seller))
     server.liquidity = 3_500

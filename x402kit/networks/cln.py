@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
+from ..errors import RailUnavailable
 from .http import Answer, NotSent, Unknown
 from .lightning_http import NodeHttp, header_secret
 from .lightning_port import InvoiceState, NewInvoice, PaymentState
@@ -27,6 +28,8 @@ RETRY_MAX: Final = 120
 GRACE_SECONDS: Final = 5.0
 """For how much longer than the node tries its answer is waited for."""
 ENDED_MAX: Final = 10_000
+_NO_CONTROLS: Final = {code: " " for code in range(32) if chr(code) not in "\b\t\n\f\r"}
+"""In JSON they are \\u escapes, which the node does not take in a description."""
 _NO_COMMAND: Final = -32601
 _TIMED_OUT: Final = 904
 _REASONS: Final = {203: "refused_by_payee", 205: "no_route", 206: "fee_too_high", 207: "expired", 210: "timeout"}
@@ -63,7 +66,7 @@ class CoreLightning:
         wanted = {
             "amount_msat": amount,
             "label": f"x402kit-{secrets.token_hex(16)}",
-            "description": short(memo),
+            "description": short(memo).translate(_NO_CONTROLS),
             "expiry": expiry_seconds,
         }
         answer = await self._http.ask("POST", "/v1/invoice", json=wanted)
@@ -123,6 +126,8 @@ class CoreLightning:
         code = _code(answer)
         if code is None:
             return _sent(answer.json, payment_hash)
+        if code == _NO_COMMAND:
+            raise RailUnavailable(detail="the Lightning node has no command to pay")
         self._over[payment_hash] = None
         if len(self._over) > ENDED_MAX:
             del self._over[next(iter(self._over))]

@@ -34,7 +34,7 @@ class Clnrest(Product):
         super().__init__(node)
         self.old = old
         self._labels: dict[str, str] = {}
-        self._commands = {
+        self.commands = {
             "getinfo": self._getinfo,
             "invoice": self._invoice,
             "listinvoices": self._listinvoices,
@@ -65,9 +65,9 @@ class Clnrest(Product):
             raise Refused(1502, "Not permitted: method does not match", 401)
         if rune not in (RUNE, INVOICE_RUNE):
             raise Refused(1501, "Not authorized: Not derived from master", 401)
-        if command not in self._commands:
+        if command not in self.commands:
             raise Refused(-32601, f"Unknown command '{command}'", 404)
-        return await self._commands[command](params)
+        return await self.commands[command](params)
 
     async def _getinfo(self, params: Json) -> Json:
         _only(params)
@@ -75,6 +75,8 @@ class Clnrest(Product):
 
     async def _invoice(self, params: Json) -> Json:
         _only(params, "amount_msat", "label", "description", "expiry")
+        if any(ord(letter) < 32 and letter not in "\b\t\n\f\r" for letter in params["description"]):
+            raise Refused(-32602, "Invalid UTF-8 or \\u in description")
         if params["label"] in self._labels.values():
             raise Refused(900, "Duplicate label")
         row = await self.node.add(int(params["amount_msat"]), params["description"], params["expiry"])
