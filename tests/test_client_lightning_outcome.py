@@ -550,3 +550,21 @@ def test_a_cap_in_the_journal_holds_over_all_wallets(seller: AuthSeller, payer: 
     with pytest.raises(PayerError):
         get(paying, seller, "/other")
     assert paying.addresses[1:] == ("lightning",)
+
+
+def test_M12_who_waits_for_a_node_when_the_payer_is_closed_is_told(
+    seller: AuthSeller, payer: Made, payee: Node, tmp_path: Path
+) -> None:
+    paying = payer(journal=tmp_path / "journal")
+    payee.pause(True)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(get, paying, seller)
+        payee.wait_for_the_last(seller, "ACCEPTED")
+        paying.close()
+        with pytest.raises(PayerError):
+            waiting.result(20)
+    payee.pause(False)
+    payee.wait_for(seller.invoices[0], "SETTLED")
+    info = payment_of(get(payer(journal=tmp_path / "journal"), seller))
+    assert info is not None
+    assert [info.reference] == seller.settled()

@@ -7,10 +7,12 @@ that wanted it is cancelled (M12); what became of it is asked of the node then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError
 from typing import Any, Final, TypeVar
 
 from ..errors import ConfigError, RailUnavailable
@@ -39,16 +41,26 @@ class _Loop:
         self._thread.start()
 
     def run(self, made: Coroutine[Any, Any, T]) -> T:
-        """Its result; what interrupts the wait leaves it running."""
+        """Its result; what interrupts the wait leaves it running. ``CancelledError`` when the loop is closed."""
         return asyncio.run_coroutine_threadsafe(made, self._loop).result()
 
     def close(self) -> None:
         if self.pid != os.getpid():
             return
+        with contextlib.suppress(CancelledError, TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._cancelled(), self._loop).result(CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_SECONDS)
         if not self._thread.is_alive():
             self._loop.close()
+
+    async def _cancelled(self) -> None:
+        """Who still waits for something is told so."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
 
 
 class LightningWallet:
@@ -78,7 +90,7 @@ class LightningWallet:
         async def network() -> str:
             return self._node.network
 
-        return self._run(network)
+        return self._asked(network)
 
     def pay(self, bolt11: str, max_fee: int) -> PaymentState:
         """Pay an invoice. Blocks; raises ``RailUnavailable`` and ``ConfigError`` where nothing was sent."""
@@ -91,7 +103,10 @@ class LightningWallet:
             except TimeoutError:
                 return PaymentState("pending", reason="the node did not answer in time")
 
-        return self._run(pay)
+        try:
+            return self._run(pay)
+        except CancelledError:
+            return PaymentState("pending", reason="the payer was closed")
 
     def payment(self, payment_hash: str) -> PaymentState:
         """What became of a payment. Blocks; raises ``RailUnavailable``, ``ConfigError``."""
@@ -99,7 +114,13 @@ class LightningWallet:
         async def payment() -> PaymentState:
             return await self._node.payment(payment_hash)
 
-        return self._run(payment, LOOK_UP_SECONDS)
+        return self._asked(payment)
+
+    def _asked(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return self._run(call, LOOK_UP_SECONDS)
+        except CancelledError:
+            raise RailUnavailable(detail="the payer was closed") from None
 
     def _run(self, call: Callable[[], Awaitable[T]], seconds: float | None = None) -> T:
         return self._running().run(self._called(call, seconds))
