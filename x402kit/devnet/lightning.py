@@ -38,12 +38,13 @@ class LightningNode:
 class LightningDevnet:
     """Two running nodes. Use it in a ``with`` statement, or call ``stop()``; they also end with their process.
 
-    The channel holds 10 000 000 sat, of which the seller has 4 000 000 at the start; each keeps 1 % in reserve.
+    The channel holds 10 000 000 sat, of which the seller has 4 000 000 at the start; each keeps 1 % in reserve. With
+    ``hub`` a third node stands between the two, which forwards for 1000 msat each time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, hub: bool = False) -> None:
         """Starts both nodes, each on a free loopback port. Raises DevnetError; ToolMissing says what to install."""
-        command = (str(packages.node("Lightning")), str(_SCRIPT), str(packages.lightning()))
+        command = (str(packages.node("Lightning")), str(_SCRIPT), str(packages.lightning()), *(("hub",) if hub else ()))
         self.network = REGTEST
         self._server = Server(command, ready='"nodes"')
         said: list[dict[str, str]] = json.loads(self._server.announcement)["nodes"]

@@ -19,8 +19,8 @@ export class Invoices {
   #settled = 0
   #watchers = new Set()
 
-  constructor(pair, node) {
-    this.pair = pair
+  constructor(network, node) {
+    this.network = network
     this.node = node
   }
 
@@ -51,8 +51,10 @@ export class Invoices {
     return this.#aged(found)
   }
 
-  newest(most) {
-    return [...this.#known.values()].slice(-most).map((invoice) => this.#aged(invoice))
+  /** So many, in the order in which they were made: the newest, or the oldest. */
+  list(most, newest) {
+    const all = [...this.#known.values()]
+    return (newest ? all.slice(-most) : all.slice(0, most)).map((invoice) => this.#aged(invoice))
   }
 
   /** All of a payment is here. What is not open takes none; a held invoice waits for its preimage. */
@@ -79,7 +81,7 @@ export class Invoices {
     if (invoice.state === 'CANCELED') throw new Refusal('invoice already canceled')
     invoice.preimage = preimage
     this.node.channels.claim_funds(new Uint8Array(preimage))
-    this.pair.settle()
+    this.network.settle()
   }
 
   cancel(payment_hash) {
@@ -88,7 +90,7 @@ export class Invoices {
     const held = invoice.state === 'ACCEPTED'
     invoice.state = 'CANCELED'
     if (held) this.node.channels.fail_htlc_backwards(new Uint8Array(payment_hash))
-    this.pair.settle()
+    this.network.settle()
   }
 
   /** Hold what comes for ordinary invoices too, or claim what has come since (no part of LND). */
@@ -96,7 +98,7 @@ export class Invoices {
     this.paused = paused
     const waiting = [...this.#known.values()].filter(({ state, hold }) => state === 'ACCEPTED' && !hold)
     if (!paused) for (const { preimage } of waiting) this.node.channels.claim_funds(new Uint8Array(preimage))
-    this.pair.settle()
+    this.network.settle()
   }
 
   watch(told) {
@@ -147,8 +149,8 @@ export class Invoices {
   }
 
   #signed(amount, memo, description_hash, life, payment_hash) {
-    const { ldk } = this.pair
-    this.pair.tell_time(this.node)
+    const { ldk } = this.network
+    this.network.tell_time(this.node)
     const of = ldk.UtilMethods
     const price = amount ? ldk.Option_u64Z.constructor_some(amount) : ldk.Option_u64Z.constructor_none()
     const [hash, usual] = [new Uint8Array(payment_hash), ldk.Option_u16Z.constructor_none()]

@@ -37,9 +37,9 @@ export function macaroons(index) {
 
 // [method, path, permission, handler]; LND's invoice.macaroon has "invoices" alone, its admin.macaroon all.
 const CALLS = [
-  ['GET', /^\/v1\/getinfo$/, 'info', ({ pair, book }) => ({
+  ['GET', /^\/v1\/getinfo$/, 'info', ({ network, book }) => ({
     version: '0.20.0-beta', identity_pubkey: hex(book.node.id), alias: 'x402kit', num_active_channels: 1, num_peers: 1,
-    block_height: pair.height, synced_to_chain: true, synced_to_graph: true, testnet: false,
+    block_height: network.height, synced_to_chain: true, synced_to_graph: true, testnet: false,
     chains: [{ chain: 'bitcoin', network: 'regtest' }], uris: [], features: {},
   })],
   ['GET', /^\/v1\/balance\/channels$/, 'offchain', ({ book }) => {
@@ -62,8 +62,8 @@ const CALLS = [
     return { r_hash: base64(made.payment_hash), ...added(made) }
   }],
   ['GET', /^\/v1\/invoices$/, 'invoices', ({ book, query }) => {
-    const most = Number(query.get('num_max_invoices') ?? 100)
-    return { invoices: book.invoices.newest(most).map((invoice) => book.invoices.shown(invoice)) }
+    const found = book.invoices.list(Number(query.get('num_max_invoices') ?? 100), query.get('reversed') === 'true')
+    return { invoices: found.map((invoice) => book.invoices.shown(invoice)) }
   }],
   ['GET', /^\/v1\/invoices\/subscribe$/, 'invoices', ({ book, stream }) => {
     stream.response.on('close', book.invoices.watch((invoice) => stream.write(book.invoices.shown(invoice))))
@@ -95,8 +95,8 @@ const CALLS = [
   }],
   ['POST', /^\/x402kit\/pay-part$/, 'x402kit', ({ book, text }) =>
     book.payments.shown(book.payments.send(fields(text, SEND), true))],
-  ['POST', /^\/x402kit\/tick$/, 'x402kit', ({ pair }) => {
-    pair.tick()
+  ['POST', /^\/x402kit\/tick$/, 'x402kit', ({ network }) => {
+    network.tick()
     return {}
   }],
 ]
@@ -146,7 +146,7 @@ function answer(response, status, body) {
   response.end(JSON.stringify(body))
 }
 
-function handle(pair, book, keys, request, response, text) {
+function handle(network, book, keys, request, response, text) {
   const { pathname, searchParams: query } = new URL(request.url, 'http://localhost')
   const call = CALLS.find(([method, path]) => method === request.method && path.test(pathname))
   if (!call) return answer(response, 404, new Refusal('Not Found', 5).body)
@@ -156,7 +156,7 @@ function handle(pair, book, keys, request, response, text) {
     allowed(request, permission, keys)
     const stream = new Stream(response)
     const parts = path.exec(pathname).slice(1).map(decodeURIComponent)
-    const result = run({ pair, book, parts, query, text, stream })
+    const result = run({ network, book, parts, query, text, stream })
     if (!streams) answer(response, 200, result)
   } catch (error) {
     const refusal = error instanceof Refusal ? error : new Refusal(String(error), 13)
@@ -166,7 +166,7 @@ function handle(pair, book, keys, request, response, text) {
 }
 
 /** Serve a node; its address. */
-export function serve(pair, book, keys) {
+export function serve(network, book, keys) {
   const server = createServer((request, response) => {
     const chunks = []
     let size = 0
@@ -175,7 +175,7 @@ export function serve(pair, book, keys) {
       if (size > BODY_MAX) request.destroy()
       else chunks.push(chunk)
     })
-    request.on('end', () => handle(pair, book, keys, request, response, Buffer.concat(chunks).toString()))
+    request.on('end', () => handle(network, book, keys, request, response, Buffer.concat(chunks).toString()))
   })
   return new Promise((resolve) => {
     server.listen(0, '127.0.0.1', () => resolve(`http://127.0.0.1:${server.address().port}`))

@@ -1,7 +1,8 @@
-// Two Lightning nodes (LDK) in one process, with one channel between them, on a chain that is made up here.
+// Two Lightning nodes (LDK) in one process, with one channel between them, on a chain that is made up here; or with a
+// third between the two, which forwards for a fee.
 //
-// Messages, onions, HTLCs, preimages and signatures are real; only the blocks and the funding transaction are not.
-// Whatever changes a node is followed by settle(): it carries bytes between the two until neither has any more to say.
+// Messages, onions, HTLCs, preimages and signatures are real; only the blocks and the funding transactions are not.
+// Whatever changes a node is followed by settle(): it carries bytes between them until none has any more to say.
 
 import { createHash, randomBytes } from 'node:crypto'
 
@@ -93,31 +94,28 @@ function config(ldk) {
   handshake.set_max_inbound_htlc_value_in_flight_percent_of_channel(100)
   handshake.set_our_max_accepted_htlcs(483)
   made.set_channel_handshake_config(handshake)
+  made.set_accept_forwards_to_priv_channels(true)
   return made
 }
 
-/** Both nodes, connected, and the chain under them. */
-export class Pair {
+/** The seller's node and the payer's, in this order, the hub where there is one, and the chain under them. */
+export class Network {
   #wire = []
   #tip = Buffer.from(REGTEST_GENESIS, 'hex').reverse()
+  #sockets = []
   height = 0
 
-  constructor(ldk, on) {
+  constructor(ldk, on, with_hub) {
     this.ldk = ldk
-    this.nodes = [0, 1].map((index) => new Node(ldk, index, (name, event) => on(index, name, event)))
-    const nowhere = ldk.Option_SocketAddressZ.constructor_none()
-    const [seller, payer] = this.nodes
-    this.sockets = [this.#socket(0), this.#socket(1)]
-    must(seller.peers.new_inbound_connection(this.sockets[0], nowhere), 'inbound connection')
-    const hello = must(payer.peers.new_outbound_connection(seller.id, this.sockets[1], nowhere), 'connection')
-    this.#wire.push([0, hello])
-    this.settle()
-    must(payer.channels.create_channel(seller.id, CHANNEL_SATS, PUSHED_MSAT, 1n, null, null), 'channel')
-    this.settle()
-    for (let blocks = 0; blocks < 6; blocks++) this.#mine(blocks ? null : this.funding)
-    if (this.nodes.some((node) => node.channels.list_usable_channels().length !== 1)) {
-      throw new Error('the channel did not open')
-    }
+    const indices = with_hub ? [0, 1, 2] : [0, 1]
+    this.nodes = indices.map((index) => new Node(ldk, index, (name, event) => on(index, name, event)))
+    const [seller, payer, hub] = this.nodes
+    const channels = hub ? [[payer, hub], [hub, seller]] : [[payer, seller]]
+    for (const [from, to] of channels) this.#connect(from, to)
+    for (const [from, to] of channels) this.#open(from, to)
+    for (let blocks = 0; blocks < 6; blocks++) this.#mine()
+    const usable = this.nodes.map((node) => node.channels.list_usable_channels().length)
+    if (usable.reduce((sum, each) => sum + each) !== 2 * channels.length) throw new Error('a channel did not open')
     setInterval(() => this.tick(), 20_000).unref()
   }
 
@@ -127,8 +125,8 @@ export class Pair {
       let quiet = true
       while (this.#wire.length) {
         quiet = false
-        const [to, bytes] = this.#wire.shift()
-        must(this.nodes[to].peers.read_event(this.sockets[to], bytes), 'message')
+        const [{ node, socket }, bytes] = this.#wire.shift()
+        must(node.peers.read_event(socket, bytes), 'message')
       }
       for (const node of this.nodes) {
         node.channels.process_pending_htlc_forwards()
@@ -159,19 +157,39 @@ export class Pair {
     node.channels.as_Confirm().best_block_updated(this.#header(Buffer.alloc(32)), this.height)
   }
 
-  #socket(index) {
-    return this.ldk.SocketDescriptor.new_impl({
+  #connect(from, to) {
+    const [caller, called] = [{ node: from }, { node: to }]
+    caller.socket = this.#socket(called)
+    called.socket = this.#socket(caller)
+    const nowhere = this.ldk.Option_SocketAddressZ.constructor_none()
+    must(to.peers.new_inbound_connection(called.socket, nowhere), 'inbound connection')
+    const hello = must(from.peers.new_outbound_connection(to.id, caller.socket, nowhere), 'connection')
+    this.#wire.push([called, hello])
+    this.settle()
+  }
+
+  #socket(other) {
+    const number = BigInt(this.#sockets.length)
+    const made = this.ldk.SocketDescriptor.new_impl({
       send_data: (bytes) => {
-        if (bytes.length) this.#wire.push([1 - index, bytes.slice()])
+        if (bytes.length) this.#wire.push([other, bytes.slice()])
         return bytes.length
       },
       disconnect_socket() {
         console.error('the nodes lost each other')
         process.exit(1)
       },
-      eq: (other) => other.hash() === BigInt(index),
-      hash: () => BigInt(index),
+      eq: (another) => another.hash() === number,
+      hash: () => number,
     })
+    this.#sockets.push(made)
+    return made
+  }
+
+  #open(from, to) {
+    must(from.channels.create_channel(to.id, CHANNEL_SATS, PUSHED_MSAT, 1n, null, null), 'channel')
+    this.settle()
+    this.#mine(this.funding)
   }
 
   #event(node, event) {

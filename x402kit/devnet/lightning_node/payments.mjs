@@ -13,15 +13,15 @@ export class Payments {
   #by_id = new Map()
   #waiting = new Map()
 
-  constructor(pair, node) {
-    this.pair = pair
+  constructor(network, node) {
+    this.network = network
     this.node = node
   }
 
   read(payment_request) {
-    const read = this.pair.ldk.Bolt11Invoice.constructor_from_str(payment_request)
+    const read = this.network.ldk.Bolt11Invoice.constructor_from_str(payment_request)
     if (!read.is_ok()) throw new Refusal('invalid bech32 string or checksum')
-    if (read.res.currency() !== this.pair.ldk.Currency.LDKCurrency_Regtest) {
+    if (read.res.currency() !== this.network.ldk.Currency.LDKCurrency_Regtest) {
       throw new Refusal("invoice not for current active network 'regtest'")
     }
     return read.res
@@ -29,7 +29,7 @@ export class Payments {
 
   /** Begin a payment. Raises only where nothing has been sent. `divide` lets one part of two go astray. */
   send({ payment_request, fee_limit_msat, fee_limit_sat, amt_msat, amt }, divide = false) {
-    const { ldk } = this.pair
+    const { ldk } = this.network
     const invoice = this.read(payment_request)
     const stated = some(invoice.amount_milli_satoshis())
     if (stated === undefined && !(amt || amt_msat)) {
@@ -68,7 +68,7 @@ export class Payments {
   }
 
   failed({ payment_id, reason }) {
-    const rejected = this.pair.ldk.PaymentFailureReason.LDKPaymentFailureReason_RecipientRejected
+    const rejected = this.network.ldk.PaymentFailureReason.LDKPaymentFailureReason_RecipientRejected
     const why = some(reason) === rejected ? 'INCORRECT_PAYMENT_DETAILS' : 'NO_ROUTE'
     this.#end({ some: payment_id }, { status: 'FAILED', reason: `FAILURE_REASON_${why}` })
   }
@@ -113,7 +113,7 @@ export class Payments {
   }
 
   #send(invoice, amount, id, limit, payment, tries) {
-    const { ldk } = this.pair
+    const { ldk } = this.network
     const stated = some(invoice.amount_milli_satoshis()) !== undefined
     const made = stated
       ? ldk.UtilMethods.constructor_payment_parameters_from_invoice(invoice)
@@ -129,7 +129,7 @@ export class Payments {
         status: 'FAILED', reason: `FAILURE_REASON_${poor ? 'INSUFFICIENT_BALANCE' : 'NO_ROUTE'}`,
       })
     }
-    this.pair.settle()
+    this.network.settle()
   }
 
   #end(payment_id, outcome) {
@@ -142,7 +142,7 @@ export class Payments {
 
   /** A route of two parts (G06): one arrives, the other is to be forwarded to a node that is not there. */
   #astray(parameters) {
-    const { ldk } = this.pair
+    const { ldk } = this.network
     const [channel] = this.node.channels.list_usable_channels()
     const peer = channel.get_counterparty()
     const [node, scid] = [peer.get_node_id(), some(channel.get_short_channel_id())]
