@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..errors import RailUnavailable
 from .http import Answer, NotSent, Unknown
-from .lightning_http import NodeHttp, header_secret
+from .lightning_http import NodeHttp, RestNode, header_secret
 from .lightning_port import InvoiceState, NewInvoice, PaymentState
 from .lightning_reading import digest, made, msat, named_network, outcome, paid, reading, short, to_pay, whole
 
@@ -35,20 +35,15 @@ _TIMED_OUT: Final = 904
 _REASONS: Final = {203: "refused_by_payee", 205: "no_route", 206: "fee_too_high", 207: "expired", 210: "timeout"}
 
 
-class CoreLightning:
+class CoreLightning(RestNode):
     """A Core Lightning node. ``rune`` is a secret; ``cert`` the PEM (or its path) of the node's ``ca.pem``."""
 
     def __init__(self, url: str, rune: str, *, cert: str = "", seconds: float = 15.0) -> None:
         """No traffic. Raises ``ConfigError``."""
         self._http = NodeHttp(url, {"Rune": header_secret(rune, "the rune")}, cert=cert, seconds=seconds)
         self._seconds = seconds
-        self._network = ""
         self._pay = "xpay"
         self._over: dict[str, None] = {}
-
-    @property
-    def network(self) -> str:
-        return self._network
 
     @property
     def step(self) -> int:
@@ -57,9 +52,6 @@ class CoreLightning:
     async def start(self) -> None:
         """Connect. Raises ``ConfigError``: no such node, another certificate, a rune that does not allow it."""
         self._network = await self._http.opened("POST", "/v1/getinfo", _network, NAME, json={})
-
-    async def close(self) -> None:
-        await self._http.close()
 
     async def create(self, amount: int, *, memo: str = "", expiry_seconds: int) -> NewInvoice:
         """``invoice``, with a label of our own. Raises ``RailUnavailable``."""

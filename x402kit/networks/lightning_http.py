@@ -21,7 +21,7 @@ from ..protocols.encoding import parse_json
 from .http import ANSWER_MAX, CONNECT_SECONDS, Answer, NotSent, Unknown, check_url
 from .pinned_tls import pinned
 
-__all__ = ["NodeHttp", "header_secret"]
+__all__ = ["NodeHttp", "RestNode", "header_secret"]
 
 SECONDS: Final = 15.0
 LINE_MAX: Final = 256 * 1024
@@ -236,3 +236,19 @@ def _is_certificate(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+class RestNode:
+    """What every adapter over HTTP has: its connections, and the node's network, known once it has started."""
+
+    _http: NodeHttp
+    _network = ""
+
+    @property
+    def network(self) -> str:
+        """CAIP-2."""
+        return self._network
+
+    async def close(self) -> None:
+        """Close the connections; it may be started again."""
+        await self._http.close()

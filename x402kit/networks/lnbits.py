@@ -15,7 +15,7 @@ from ..errors import ConfigError, RailUnavailable
 from ..money import MAX_AMOUNT
 from ..protocols.bolt11 import decode
 from .http import Answer
-from .lightning_http import NodeHttp, header_secret
+from .lightning_http import NodeHttp, RestNode, header_secret
 from .lightning_port import InvoiceState, NewInvoice, PaymentState
 from .lightning_reading import LATE_SECONDS, digest, made, outcome, paid, reading, short, to_pay, told, whole
 
@@ -27,18 +27,13 @@ PAGE: Final = 50
 SEEN_MAX: Final = 10_000
 
 
-class LNbits:
+class LNbits(RestNode):
     """A wallet at LNbits. ``key`` is a secret: the invoice key of a seller, the admin key of a payer."""
 
     def __init__(self, url: str, key: str, *, cert: str = "", seconds: float = 15.0, poll_seconds: float = 2.0) -> None:
         """No traffic. Raises ``ConfigError``."""
         self._http = NodeHttp(url, {"X-Api-Key": header_secret(key, "the key")}, cert=cert, seconds=seconds)
         self._poll_seconds = poll_seconds
-        self._network = ""
-
-    @property
-    def network(self) -> str:
-        return self._network
 
     @property
     def step(self) -> int:
@@ -59,9 +54,6 @@ class LNbits:
         finally:
             if not self._network:
                 await self.close()
-
-    async def close(self) -> None:
-        await self._http.close()
 
     async def create(self, amount: int, *, memo: str = "", expiry_seconds: int) -> NewInvoice:
         """Raises ``RailUnavailable``."""

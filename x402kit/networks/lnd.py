@@ -20,7 +20,7 @@ from ..money import parse_atomic
 from ..protocols.bolt11 import decode
 from ..protocols.encoding import b64decode
 from .http import Answer, NotSent, Unknown
-from .lightning_http import NodeHttp
+from .lightning_http import NodeHttp, RestNode
 from .lightning_port import InvoiceState, NewInvoice, PaymentState
 from .lightning_reading import digest, made, named_network, outcome, paid, reading, short, to_pay, whole
 
@@ -43,7 +43,7 @@ _REASONS: Final = {
 }
 
 
-class Lnd:
+class Lnd(RestNode):
     """An LND node. ``macaroon``, a secret, is hex, or the path of a macaroon file; ``cert`` the path of ``tls.cert``.
 
     ``private``: invoices tell of the node's unannounced channels, without which some nodes can't be reached.
@@ -62,11 +62,6 @@ class Lnd:
         headers = {"Grpc-Metadata-macaroon": _macaroon(macaroon)}
         self._http = NodeHttp(url, headers, cert=cert or "", seconds=seconds)
         self._private = private
-        self._network = ""
-
-    @property
-    def network(self) -> str:
-        return self._network
 
     @property
     def step(self) -> int:
@@ -84,9 +79,6 @@ class Lnd:
             if not found:
                 await self._http.close()
         self._network = found
-
-    async def close(self) -> None:
-        await self._http.close()
 
     async def create(self, amount: int, *, memo: str = "", expiry_seconds: int) -> NewInvoice:
         """``AddInvoice``. Raises ``RailUnavailable``."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..errors import RailUnavailable
 from .http import Answer
-from .lightning_http import NodeHttp, header_secret
+from .lightning_http import NodeHttp, RestNode, header_secret
 from .lightning_port import InvoiceState, NewInvoice, PaymentState
 from .lightning_reading import (
     LATE_SECONDS,
@@ -45,7 +45,7 @@ def fee_of(amount: int) -> int:
     return 4000 - (-amount * 4 // 1000)
 
 
-class Phoenixd:
+class Phoenixd(RestNode):
     """A phoenixd. ``password`` is a secret."""
 
     def __init__(
@@ -55,11 +55,6 @@ class Phoenixd:
         basic = base64.b64encode(f":{header_secret(password, 'the password')}".encode()).decode()
         self._http = NodeHttp(url, {"Authorization": f"Basic {basic}"}, cert=cert, seconds=seconds)
         self._poll_seconds = poll_seconds
-        self._network = ""
-
-    @property
-    def network(self) -> str:
-        return self._network
 
     @property
     def step(self) -> int:
@@ -68,9 +63,6 @@ class Phoenixd:
     async def start(self) -> None:
         """Connect. Raises ``ConfigError``: no phoenixd there, or another password."""
         self._network = await self._http.opened("GET", "/getinfo", _network, NAME)
-
-    async def close(self) -> None:
-        await self._http.close()
 
     async def create(self, amount: int, *, memo: str = "", expiry_seconds: int) -> NewInvoice:
         """``createinvoice``; of the memo it takes 128 characters. Raises ``RailUnavailable``."""

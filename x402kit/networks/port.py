@@ -14,6 +14,7 @@ from ..model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload,
 from ..money import Asset
 
 __all__ = [
+    "ChargingRail",
     "ContractWallets",
     "HintingRail",
     "Landed",
@@ -185,6 +186,19 @@ class HintingRail(Rail, Protocol):
 
     def hints(self) -> Json:
         """What goes into an offer's ``extra`` beside ``extra()``; never compared with what a payer echoes."""
+        ...
+
+
+@runtime_checkable
+class ChargingRail(Rail, Protocol):
+    """A rail on Solana that also takes what clients of the ``Payment`` scheme's solana/charge build."""
+
+    def charge_program(self) -> str:
+        """The token program of its asset, as challenges name it; empty where none can be issued now."""
+        ...
+
+    def charged(self, memo: str) -> Rail:
+        """The same rail for one such payment, whose challenge asked for ``memo``."""
         ...
 
 

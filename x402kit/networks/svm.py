@@ -22,11 +22,13 @@ payload with several faults gets the first. Reasons begin with ``invalid_exact_s
                                                         payer_mismatch
     15  ed25519, strictly, by the authority             signature_invalid
 
-Two layouts, of which the seller chooses one and the payload none (``Terms.relaxed``):
+Three layouts, of which the seller chooses one and the payload none (``Terms``):
 
     strict    compute limit, compute price, TransferChecked, then up to four of Lighthouse and Memo
     relaxed   limit and price both or neither, one idempotent creation of the recipient's account where the price
               holds its rent (D03), TransferChecked, then up to four of Lighthouse and Memo
+    charged   what clients of ``solana/charge`` build, for a challenge of ours that asked for it: the strict one, with
+              limit and price in either order, and one memo, which is the challenge's
 
 Both compute instructions are capped, each by itself and together (D02). Nothing else is let in, so that a durable
 nonce, whose transaction would outlive its claim (C07), has no place: it must come first, by the system program.
@@ -72,6 +74,8 @@ __all__ = [
 
 INSTRUCTIONS_MAX: Final = 8
 OPTIONAL_MAX: Final = 4
+CHARGE_UNITS: Final = 200_000
+"""The compute limit that clients of ``solana/charge`` set."""
 VALID_SECONDS: Final = 180
 """How long a blockhash is taken to live at the most: 150 blocks, 60 to 90 s as a rule. Only the chain decides it."""
 
@@ -104,6 +108,13 @@ class Terms(NamedTuple):
     max_units: int = 200_000
     max_unit_price: int = 5_000_000
     max_priority_lamports: int = 50_000
+    any_order: bool = False
+    """Whether the compute price may stand before the limit."""
+
+    def charged(self, memo: str) -> Terms:
+        """The same for a payment by ``solana/charge``, whose challenge asked for ``memo``."""
+        units = max(self.max_units, CHARGE_UNITS)
+        return self._replace(relaxed=False, creates=False, any_order=True, memo=memo, max_units=units)
 
 
 def payment_id(network: str, message: bytes) -> str:
@@ -209,10 +220,13 @@ def _rest_fault(instructions: tuple[Instruction, ...]) -> str:
 
 def _compute_fault(instructions: tuple[Instruction, ...], terms: Terms) -> str:
     """The first two must be limit and price, so that there is exactly one of each (D02)."""
-    limit = instructions[0]
+    limit = price = instructions[0]
+    if len(instructions) > 2:
+        price = instructions[1]
+    if terms.any_order and limit.data[:1] == b"\x03":
+        limit, price = price, limit
     if limit.program != COMPUTE_BUDGET or len(limit.data) != 5 or limit.data[0] != 2 or limit.accounts:
         return _I + "compute_limit_instruction"
-    price = instructions[1] if len(instructions) > 2 else limit
     if price.program != COMPUTE_BUDGET or len(price.data) != 9 or price.data[0] != 3 or price.accounts:
         return _I + "compute_price_instruction"
     units, each = int.from_bytes(limit.data[1:], "little"), int.from_bytes(price.data[1:], "little")

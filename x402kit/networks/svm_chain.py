@@ -37,7 +37,7 @@ from .svm_reads import Node
 from .svm_ready import Readiness, token_program
 from .svm_scan import Scan
 from .svm_sender import Sender
-from .svm_transaction import Transaction, address_bytes
+from .svm_transaction import Transaction, address_bytes, address_text
 from .svm_wallet import SvmWallet
 
 __all__ = ["SvmRail"]
@@ -100,6 +100,7 @@ class SvmRail:
         """By recipient; shared with those that ``for_recipient`` made."""
         self._fees: Fees | None = None
         self._last_terms: svm.Terms | None = None
+        self._charge_memo = ""
         self._hints: Hints | None = None
         self._meter: Meter | None = None
 
@@ -119,6 +120,12 @@ class SvmRail:
         made._options = replace(self._options, create_recipient=False)
         return made
 
+    def charged(self, memo: str) -> SvmRail:
+        """The same rail for one payment by solana/charge, whose challenge asked for ``memo``: another layout is due."""
+        made = copy.copy(self)
+        made._charge_memo = memo
+        return made
+
     # What a price and a challenge need
 
     def extra(self) -> Json:
@@ -129,6 +136,14 @@ class SvmRail:
         if self._fees is not None and self._fees.holds_rent:
             made["createRecipientAccount"] = True
         return made
+
+    def charge_program(self) -> str:
+        """The mint's token program. Empty, for no such challenges, without a wallet; while the recipient's account is
+        missing, which their clients don't create; and with a memo of the seller's, since each needs one of its own.
+        """
+        if self.wallet is None or self._options.memo or (self._fees is not None and self._fees.holds_rent):
+            return ""
+        return address_text(self._program)
 
     def hints(self) -> Json:
         """A recent blockhash and the last height at which it can be used, where they are known."""
@@ -182,7 +197,8 @@ class SvmRail:
 
     def check(self, authorization: Authorization, offer: PaymentRequirements, now: int) -> None:
         """The offline table of svm.py. Raises ``PaymentRefused``."""
-        svm.check(authorization, offer, self._terms(now))
+        terms = self._terms(now)
+        svm.check(authorization, offer, terms.charged(self._charge_memo) if self._charge_memo else terms)
 
     def _terms(self, now: int) -> svm.Terms:
         creates = self._fees is not None and self._fees.held_rent(now)
