@@ -38,6 +38,8 @@ class Spender(NamedTuple):
     wallet: str
     asset: Asset
     rate: Rate
+    overage: Overage | None = None
+    """For all that it spends, whatever the resource says."""
 
     @property
     def account(self) -> Account:
@@ -116,14 +118,15 @@ class Balances:
             request_id=f"req_{secrets.token_urlsafe(18)}",
             fingerprint=bound,
         )
+        overage = spender.overage or resource.overage
         try:
             if key:
-                return await self._named(hold, spend, key, spender, resource.overage)
+                return await self._named(hold, spend, key, spender, overage)
             held = await self._store.reserve(hold._replace(id=f"hold:{hold.request_id}"), spend)
         except InsufficientBalance as e:
             e.account_network = spender.network
             raise
-        return self._sale(held, spender, resource.overage)
+        return self._sale(held, spender, overage)
 
     async def _named(
         self, hold: Hold, spend: Spend | None, key: bytes, spender: Spender, overage: Overage

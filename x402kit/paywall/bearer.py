@@ -192,7 +192,9 @@ class Bearers:
         amount = rail.units(request.ceiling)
         terms = Terms(request.resource.id, request.bound.hex(), amount, 0)
         bearer.proof.check(terms, int(time.time()), balance=True)
-        spender = Spender(rail.network, bearer.payment_hash, rail.asset, Worth(amount, request.ceiling))
+        # A token says the most that a call may cost: what it used beyond is the seller's loss.
+        worth = Worth(amount, request.ceiling)
+        spender = Spender(rail.network, bearer.payment_hash, rail.asset, worth, overage="clamp")
         try:
             return await self._balances.reserve(request.resource, request.bound, spender, request.ceiling, request.key)
         except InsufficientBalance as e:
