@@ -241,6 +241,8 @@ class Paywall:
         """
         if dialect not in _SHAPES:
             raise ConfigError(f"the dialects of a wallet service are {', '.join(_SHAPES)}, not {dialect!r}")
+        if not self.rails:
+            raise ConfigError("a wallet service needs a chain to be paid on: a balance is its wallet's")
         if withdraw and not self._payouts.networks:
             paying(self.rails[0])
         shape = _SHAPES[dialect]()
