@@ -44,6 +44,7 @@ from .rails import OfflineRail
 
 __all__ = [
     "FIXED",
+    "SERVICE",
     "Bought",
     "Offer",
     "Price",
@@ -366,7 +367,7 @@ def _app(till: Till) -> Starlette:
             priced("/hour", "$0.01", l402=Pass(seconds=3600)),
             priced("/month", "$0.01", l402=Pass(seconds=30 * 86_400)),
             priced("/job", "$0.01", handler=job),
-            priced("/usdc", "$0.01", networks=["eip155:8453"]),
+            *([priced("/usdc", "$0.01", networks=["eip155:8453"])] if till.paywall.rails else []),
             priced("/x402", "$0.01", protocols=["x402"]),
             priced("/l402", "$0.01", protocols=["l402"]),
             priced("/payment", "$0.01", protocols=["payment"]),
@@ -384,15 +385,14 @@ async def _echo(request: Request) -> Response:
 
 @asynccontextmanager
 async def opened(devnet: LightningDevnet, ledger: str | Path | Store, **options: Any) -> AsyncGenerator[Till]:
-    """A till that is closed at the end. ``node``, ``price`` and ``rail`` may be given; ``lightning`` are the rail's."""
+    """A till that is closed at the end. ``lightning`` are the options of the rail; ``alone``: there is no other."""
     node: WaryNode = options.pop("node", None) or WaryNode(devnet.seller)
     price: Price = options.pop("price", None) or Price()
     lightning: dict[str, Any] = {"window_seconds": 1, **options.pop("lightning", {})}
     rail: OfflineRail = options.pop("rail", None) or OfflineRail()
-    accepts = options.pop("accepts", None) or (
-        Lightning(node, price=price, network=REGTEST, **lightning),
-        rail,
-    )
+    accepts: list[Any] = [Lightning(node, price=price, network=REGTEST, **lightning)]
+    if not options.pop("alone", False):
+        accepts.append(rail)
     settings: dict[str, Any] = {
         "origin": ORIGIN,
         "service": SERVICE,
