@@ -103,3 +103,45 @@ async def test_who_pays_more_than_was_asked_for_has_the_call_and_the_rest(till: 
     assert (await till.show(path, bought.l402)).status == 200
     rest = await till.left(bought)
     assert rest == 990 if path != "/three" else rest > 990
+
+
+async def test_three_calls_are_three_calls_whatever_a_bitcoin_is_worth_by_then(till: Till) -> None:
+    bought = await till.buy("/three")
+    assert (await till.show("/three", bought.l402)).status == 200
+    await till.reprice("50000")
+    assert [(await till.ask("/three", bought.l402)).status for _ in range(2)] == [200, 200]
+    assert await till.left(bought) == 0
+
+
+async def test_a_pass_is_worth_elsewhere_what_a_bitcoin_is_worth_then(till: Till) -> None:
+    bought = await till.buy("/three")
+    assert (await till.show("/three", bought.l402)).status == 200
+    await till.reprice("50000")
+    assert (await till.ask("/other", bought.l402)).status == 200
+    assert await till.left(bought) == 0  # its two calls are one there
+    await till.reprice("200000")
+    other = await till.buy("/three")
+    await till.reprice("100000")
+    assert (await till.show("/three", other.l402)).status == 200
+    assert await till.left(other) == FIXED
+    assert (await till.ask("/other", other.l402)).status == 200
+
+
+async def test_A06_a_pass_bought_at_a_small_price_is_none_for_dear_requests(till: Till) -> None:
+    cheap = await till.buy("/rate?n=1")
+    assert (await till.show("/rate?n=1", cheap.l402)).status == 200
+    assert (await till.ask("/rate?n=1&x=2", cheap.l402)).status == 200
+    dear = await till.ask("/rate?n=500", cheap.l402)
+    assert (dear.status, dear.entry["amount"], len(till.runs)) == (402, "5000000", 2)
+    unused = await till.buy("/rate?n=1&fresh")
+    assert (await till.show("/rate?n=500", unused.l402)).status == 402
+    assert (await till.show("/rate?n=1", unused.l402)).status == 200
+
+
+@pytest.mark.parametrize("path", ["/usdc", "/x402", "/payment"])
+async def test_what_is_left_over_is_spent_only_where_a_route_takes_it(till: Till, path: str) -> None:
+    bought = await till.buy("/three")
+    assert (await till.show("/three", bought.l402)).status == 200
+    answer = await till.ask(path, bought.l402)
+    assert (answer.status, await till.left(bought)) == (402, 2 * FIXED)
+    assert (await till.ask("/l402", bought.l402)).status == 200

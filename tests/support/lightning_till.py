@@ -60,7 +60,7 @@ RATE: Final = "100000"
 FIXED: Final = 10_000
 """Msat of the fixed routes' ``$0.01``."""
 SERVICE: Final = "stall"
-_FOR_A_TIME: Final = ("/hour", "/month")
+_FOR_A_TIME: Final = ("/hour", "/month", "/rate")
 
 
 class WaryNode:
@@ -324,6 +324,10 @@ def _by_count(call: Call) -> Any:
     return call.json["n"] * usd("$0.01")
 
 
+def _by_query(call: Call) -> Any:
+    return int(call.query["n"]) * usd("$0.01")
+
+
 def _app(till: Till) -> Starlette:
     paid = till.paywall.paid
 
@@ -366,6 +370,7 @@ def _app(till: Till) -> Starlette:
             priced("/three", "$0.01", l402=Pass(calls=3)),
             priced("/hour", "$0.01", l402=Pass(seconds=3600)),
             priced("/month", "$0.01", l402=Pass(seconds=30 * 86_400)),
+            priced("/rate", _by_query, l402=Pass(seconds=3600)),
             priced("/job", "$0.01", handler=job),
             *([priced("/usdc", "$0.01", networks=["eip155:8453"])] if till.paywall.rails else []),
             priced("/x402", "$0.01", protocols=["x402"]),

@@ -10,7 +10,7 @@ from ..errors import RailUnavailable, TooManyRequests
 from ..model import Invoice
 from ..paywall.bearer import pass_bound
 from ..paywall.challenge import Challenge
-from ..paywall.invoices import Invoices, Wanted
+from ..paywall.invoices import Invoices, Wanted, rate_of
 from ..paywall.resource import PROTOCOLS, Resource
 from ..paywall.scheme import Scheme
 from ..paywall.tokens import Terms, Tokens
@@ -49,7 +49,7 @@ class Counter:
         what = resource.l402
         wanted = Wanted(
             resource.id,
-            bound if what is None else pass_bound(resource, what),
+            bound if what is None else pass_bound(resource, what, quoted.ceiling),
             quoted.ceiling,
             quoted.description or resource.description or resource.id,
             1 if what is None else what.calls,
@@ -80,7 +80,8 @@ class Counter:
             life = TOKEN_SECONDS if what is None or not what.seconds else what.seconds
             amount = invoice.amount if what is None else invoice.amount // what.calls
             terms = Terms(resource.id, bound.hex() if what is None else "", amount, invoice.expires_at + life)
-            token = self._tokens.mint(invoice.payment_hash, terms)
+            price = 0 if what is None else rate_of(invoice).price
+            token = self._tokens.mint(invoice.payment_hash, terms, price)
             made.append(("l402", challenge_header(token, invoice.bolt11)))
         if "payment" in spoken:
             made.append(("lightning", self._scheme.over_lightning(invoice)))

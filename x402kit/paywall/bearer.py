@@ -25,7 +25,9 @@ from ..errors import InsufficientBalance, PaymentInProgress, PaymentRefused, Ser
 from ..ledger.port import Store
 from ..model import Claim, Invoice
 from ..money import Usd, Worth
+from ..networks.lightning import Rate
 from ..pricing import Pass
+from ..pricing.price import Fixed
 from .admission import Admission, Admissions, Shown, Via
 from .balances import Balances, Replay, Spender
 from .credit import credit
@@ -47,6 +49,10 @@ class Proof(Protocol):
         """Whether it is good for a call. Raises ``PaymentRefused``."""
         ...
 
+    def price(self, route: str) -> int:
+        """What a bitcoin was worth when calls of this route were sold with it; 0: they were not."""
+        ...
+
 
 class Bearer(NamedTuple):
     """Who has the preimage of ``payment_hash``, and a token or challenge of ours for it. Authentic by now."""
@@ -65,9 +71,18 @@ class Request(NamedTuple):
     key: bytes = b""
 
 
-def pass_bound(resource: Resource, what: Pass) -> bytes:
-    """What an invoice for a pass is bound to: the resource, whatever the request."""
-    return hashlib.sha256(repr(("pass", resource.id, what.calls, what.seconds)).encode()).digest()
+def pass_bound(resource: Resource, what: Pass, ceiling: Usd) -> bytes:
+    """What an invoice for a pass is bound to: the resource, whatever the request; where that has no fixed price, all
+    requests of the price that was paid (A06).
+    """
+    price = "" if isinstance(resource.price, Fixed) else f"{ceiling.value.normalize():f}"
+    return hashlib.sha256(repr(("pass", resource.id, what.calls, what.seconds, price)).encode()).digest()
+
+
+def _bound(request: Request) -> bytes:
+    """What an invoice for this request is bound to."""
+    what = request.resource.l402
+    return request.bound if what is None else pass_bound(request.resource, what, request.ceiling)
 
 
 class Bearers:
@@ -119,7 +134,7 @@ class Bearers:
         what = request.resource.l402
         amount = row.amount // what.calls if what is not None else row.amount
         bearer.proof.check(Terms(request.resource.id, request.bound.hex(), amount, 0), int(time.time()), balance=False)
-        if fingerprint != (request.bound if what is None else pass_bound(request.resource, what)):
+        if fingerprint != _bound(request):
             raise PaymentRefused("payment_for_another_request")
 
     async def _first(
@@ -153,7 +168,7 @@ class Bearers:
             return await self._take(bearer, request, claim)
         if claim.state not in _USED:
             raise PaymentInProgress(reference=claim.reference)
-        if what is not None and what.seconds and claim.fingerprint == pass_bound(request.resource, what):
+        if what is not None and what.seconds and claim.fingerprint == _bound(request):
             self._check(bearer, request, claim.fingerprint, claim)
             return PassSale(claim, bearer.via, self._invoices.rail.asset)
         if claim.state == "served" and claim.fingerprint == request.bound and now <= claim.kept_until:
@@ -188,14 +203,19 @@ class Bearers:
 
     async def _from_balance(self, bearer: Bearer, request: Request) -> BalanceSale | Replay:
         """From what is left under the payment hash. Raises ``PaymentRefused`` where that is too little."""
-        rail = self._invoices.rail
+        rail, resource = self._invoices.rail, request.resource
+        if not resource.takes(bearer.via.protocol, rail.network):
+            raise PaymentRefused("invalid_payment_requirements", detail="this is not offered over Lightning")
         amount = rail.units(request.ceiling)
-        terms = Terms(request.resource.id, request.bound.hex(), amount, 0)
+        # So many calls were sold: what a bitcoin is worth now is of no account to them.
+        if resource.l402 is not None and (price := bearer.proof.price(resource.id)):
+            amount = Rate(price, 0).atomic(request.ceiling)
+        terms = Terms(resource.id, request.bound.hex(), amount, 0)
         bearer.proof.check(terms, int(time.time()), balance=True)
         # A token says the most that a call may cost: what it used beyond is the seller's loss.
         worth = Worth(amount, request.ceiling)
         spender = Spender(rail.network, bearer.payment_hash, rail.asset, worth, overage="clamp")
         try:
-            return await self._balances.reserve(request.resource, request.bound, spender, request.ceiling, request.key)
+            return await self._balances.reserve(resource, request.bound, spender, request.ceiling, request.key)
         except InsufficientBalance as e:
             raise PaymentRefused("token_used", detail=f"{e.available} msat are left") from e

@@ -44,6 +44,9 @@ class _Token:
     def check(self, terms: Terms, now: int, *, balance: bool) -> None:
         self._tokens.check(self._shown, terms, now, balance=balance)
 
+    def price(self, route: str) -> int:
+        return self._tokens.price(self._shown, route)
+
 
 class Credentials:
     """Admits them. ``bearers`` is None where nothing is taken over Lightning."""

@@ -72,3 +72,7 @@ class Resource:
         if not PROTOCOLS.issuperset(self.protocols):
             raise ConfigError(f"{self.id}: the protocols are {', '.join(sorted(PROTOCOLS))}")
         object.__setattr__(self, "metered", getattr(self.price, "metered", True))
+
+    def takes(self, protocol: str, network: str) -> bool:
+        """Whether it is offered in a protocol, and on a network."""
+        return (not self.protocols or protocol in self.protocols) and (not self.networks or network in self.networks)

@@ -38,6 +38,9 @@ class OverLightning(NamedTuple):
     def check(self, terms: Terms, now: int, *, balance: bool) -> None:
         """It says nothing of the request: the invoice's row does."""
 
+    def price(self, route: str) -> int:
+        return 0
+
 
 class OnChain(NamedTuple):
     """A credential of evm/charge as an x402 payment; its challenge is authentic."""

@@ -32,8 +32,12 @@ _LOCATION: Final = "lsat"
 _ODD: Final = re.compile(r"[^A-Za-z0-9._-]")
 _LASTING: Final = 2
 """Of our own caveats, those that also bind the balance which a payment left over."""
+_ROUTE: Final = 3
+"""Of our own caveats, the one of the route."""
 _ONE_CALL, _CALLS = b"\x00", b"\x01"
 """First byte of a token's id: whether we minted a ``request`` into it. The identifier is under the signature."""
+_PRICE_BYTES: Final = 8
+"""In the id of a token for several calls, next: what a bitcoin was worth when they were sold."""
 
 
 class Terms(NamedTuple):
@@ -52,15 +56,17 @@ class Tokens:
         self._keys = derived_keys(secrets, b"x402kit l402 v1")
         self._service = _ODD.sub("-", service)
 
-    def mint(self, payment_hash: str, terms: Terms) -> str:
-        """A token as it stands in the challenge. Without ``terms.request`` it is good for any request of the route."""
-        kind = _ONE_CALL if terms.request else _CALLS
-        identifier = l402.identifier(bytes.fromhex(payment_hash), kind + os.urandom(31))
+    def mint(self, payment_hash: str, terms: Terms, price: int = 0) -> str:
+        """A token as it stands in the challenge. Without ``terms.request`` it is good for any request of the route;
+        ``price`` is then what a bitcoin is worth to these, as ``Rate`` has it.
+        """
+        kind = _ONE_CALL if terms.request else _CALLS + price.to_bytes(_PRICE_BYTES, "big")
+        identifier = l402.identifier(bytes.fromhex(payment_hash), kind + os.urandom(32 - len(kind)))
         caveats = [
             f"services={self._service}:0",
             f"{self._service}_valid_until={terms.until}",
             f"amount_msat={terms.amount}",
-            f"route={_route(terms)}",
+            f"route={_quoted(terms.route)}",
         ]
         if terms.request:
             caveats.append(f"request={terms.request}")
@@ -74,6 +80,11 @@ class Tokens:
             raise PaymentRefused("token_invalid")
         if hashlib.sha256(shown.preimage).digest() != shown.payment_hash:
             raise PaymentRefused("preimage_mismatch")
+
+    def price(self, shown: l402.Credential, route: str) -> int:
+        """What a bitcoin was worth when a token for calls of this route was sold; 0 where it was none for it."""
+        sold = shown.token_id[:1] == _CALLS and shown.token.caveats[_ROUTE] == f"route={_quoted(route)}".encode()
+        return int.from_bytes(shown.token_id[1 : 1 + _PRICE_BYTES], "big") if sold else 0
 
     def check(self, shown: l402.Credential, terms: Terms, now: int, *, balance: bool = False) -> None:
         """What the caveats say of a call. Raises ``PaymentRefused``.
@@ -89,7 +100,7 @@ class Tokens:
             check_caveats(
                 caveats,
                 service=self._service,
-                route=_route(terms),
+                route=_quoted(terms.route),
                 request=terms.request,
                 amount=terms.amount,
                 now=now,
@@ -99,8 +110,8 @@ class Tokens:
             raise PaymentRefused(e.reason) from e
 
 
-def _route(terms: Terms) -> str:
-    return quote(terms.route, safe="/:{}*")
+def _quoted(route: str) -> str:
+    return quote(route, safe="/:{}*")
 
 
 def _root(key: bytes, identifier: bytes) -> bytes:
