@@ -568,3 +568,21 @@ def test_M12_who_waits_for_a_node_when_the_payer_is_closed_is_told(
     info = payment_of(get(payer(journal=tmp_path / "journal"), seller))
     assert info is not None
     assert [info.reference] == seller.settled()
+
+
+def test_what_the_route_costs_is_counted_and_capped() -> None:
+    """A hub between the two takes 1000 msat."""
+    with LightningDevnet(hub=True) as nodes, auth_serving(nodes.seller) as seller:
+
+        def make(**settings: Any) -> contextlib.closing[Payer]:
+            node = Lnd(nodes.payer.url, nodes.payer.macaroon)
+            return contextlib.closing(Payer(lightning=node, btc_usd="100000", allow_insecure=True, **settings))
+
+        with make() as paying:
+            assert get(paying, seller).content == b"goods"
+            assert str(paying.spent_today()) == "$0.022000"
+        with make(max_fee=999) as careful:
+            with pytest.raises(PaymentNotAccepted, match="no_route"):
+                get(careful, seller)
+            assert str(careful.spent_today()) == "$0.000000"
+        assert seller.earned() == PRICE
