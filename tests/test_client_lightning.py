@@ -21,9 +21,11 @@ from x402kit.client import (
     Payer,
     PayerError,
     PaymentNotAccepted,
+    PaymentOutcomeUnknown,
     PolicyRefused,
     Proposal,
     TooDear,
+    lightning_wallet,
     payment_of,
 )
 from x402kit.devnet import LightningDevnet
@@ -400,3 +402,55 @@ def test_the_journal_keeps_no_preimage_of_what_is_over(seller: AuthSeller, payer
     assert preimage not in json.dumps([repr(row) for row in paying.payments()])
     with httpx.Client() as plain:
         assert plain.get(seller.url).status_code == 402
+
+
+class Sleepy(Elsewhere):
+    """A node that never answers one of its calls."""
+
+    network = REGTEST
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+
+    async def start(self) -> None:
+        await self.sleep("start")
+
+    async def pay(self, bolt11: str, *, max_fee: int, timeout_seconds: float) -> PaymentState:
+        await self.sleep("pay")
+        return PaymentState("pending", reason="it takes its time")
+
+    async def payment(self, payment_hash: str) -> PaymentState:
+        await self.sleep("payment")
+        return PaymentState("pending")
+
+    async def sleep(self, call: str) -> None:
+        if call == self.call:
+            await asyncio.sleep(60)
+
+
+def test_a_node_that_never_answers_holds_nobody_for_ever(
+    seller: AuthSeller, payer: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GRACE_SECONDS", "LOOK_UP_SECONDS"):
+        monkeypatch.setattr(lightning_wallet, name, 0.05)
+    with pytest.raises(PayerError, match="can't be used: the Lightning node did not answer in time"):
+        get(payer(lightning=Sleepy("start")), seller)
+    paying = payer(lightning=Sleepy("pay"), pay_timeout=0.05)
+    with pytest.raises(PaymentOutcomeUnknown, match="did not answer in time"):
+        get(paying, seller)
+    forgetful = payer(lightning=Sleepy("payment"))
+    for said in ("takes its time", "out of reach"):
+        with pytest.raises(PaymentOutcomeUnknown, match=said):
+            get(forgetful, seller)
+    assert [row.state for row in (*paying.payments(), *forgetful.payments())] == ["unknown"] * 2
+    assert "LightningWallet()" in repr(lightning_wallet.LightningWallet(Sleepy("")))
+
+
+def test_a_challenge_for_another_network_than_its_invoices_is_no_offer(seller: AuthSeller, payer: Made) -> None:
+    seller.speaks = ("payment",)
+
+    def lie(said: dict[str, Any]) -> None:
+        said["methodDetails"]["network"] = "mainnet"
+
+    seller.lie = lie
+    refused(seller, payer())
