@@ -10,8 +10,8 @@ a row without a preimage is met again (M02, M03) ─→ the node is asked what b
     │
     ├─ succeeded, failed → as above
     ├─ pending, or the node is out of reach → unclear
-    └─ not known there → the same invoice is paid, which can't move its money twice; once it has expired, it has
-       failed, unless the node ever said that it was under way
+    └─ not known there → the same invoice is paid, which can't move its money twice; two minutes after its end it
+       has failed, unless the node ever said that it was under way
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ _log = logging.getLogger("x402kit.client")
 
 UNDECIDED: Final = 15 * 86400
 """Seconds in which a payment that was begun may be under way: routes lock their parts for two weeks at the most."""
+LATE: Final = 120
+"""Seconds after an invoice's end by which a node has heard, or refused, what was sent to it before."""
 SHOWN: Final = 86400
 """Seconds for which a paid invoice is shown again where no certain answer came; sellers keep them as long."""
 
@@ -124,6 +126,8 @@ class LightningPayments:
             return Unclear("the Lightning node has forgotten a payment that was under way")
         if invoice.expires_at > self.now() + MARGIN:
             return (yield from self.pay(payment, invoice))
+        if invoice.expires_at > self.now() - LATE:
+            return Unclear("the invoice's end has come, and its payment may be on the way to the node")
         return (yield from self._failed(payment, "the invoice has expired unpaid"))
 
     def _look_up(self, reference: str) -> Generator[Step, Any, PaymentState | None]:
