@@ -33,7 +33,7 @@ def test_its_code_is_the_codes() -> None:
     assert len(blocks) == len(sources)
     for block, source in zip(blocks, sources, strict=True):
         assert block in source.read_text()
-    for name in ("PayingRail", "ScanningRail", "HintingRail"):
+    for name in ("PayingRail", "ScanningRail", "HintingRail", "ChargingRail"):
         assert hasattr(port, name)
         assert f"`{name}`" in PAGE
 

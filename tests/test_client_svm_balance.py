@@ -207,7 +207,7 @@ def test_an_offer_as_katana_writes_it_is_paid_where_the_host_is_known(svm: SvmDe
     rail = Solana(pay_to=oracle.address, key=oracle.secret_key, rpc=svm.rpc_url, options=options)
     paywall = Paywall([rail], tmp_path / "payments.db")
 
-    @paywall.paid("$0.01")
+    @paywall.paid("$0.01", protocols=["x402"])
     async def goods(request: Request) -> JSONResponse:
         return JSONResponse({"for": request.scope["x402kit"].payer})
 

@@ -1,8 +1,9 @@
-"""Offers in ``WWW-Authenticate``: an invoice by L402 or by ``Payment``, and USDC on EVM by ``Payment``. Pure.
+"""Offers in ``WWW-Authenticate``: an invoice by L402 or by ``Payment``, and USDC on a chain by ``Payment``. Pure.
 
     L402 macaroon="…", invoice="lnbc…"                        Authorization: L402 <token>:<preimage>
     Payment method="lightning", intent="charge", request=…    Authorization: Payment {challenge, payload: {preimage}}
     Payment method="evm", intent="charge", request=…          Authorization: Payment {challenge, payload: {signature…}}
+    Payment method="solana", intent="charge", request=…       Authorization: Payment {challenge, payload: {transaction}}
 
 Nothing that a challenge says is believed over its invoice: amount, payment hash and expiry are read from that, and must
 be what the challenge says of them (wire.md 6, 7). What does not hold together is no offer.
@@ -67,6 +68,7 @@ class AuthReader(NamedTuple):
             made.append(self._l402(lines))
             made += [self._read(self._lightning, each) for each in challenges if _is(each, "lightning")]
         made += [self._read(self._evm, each) for each in challenges if _is(each, "evm")]
+        made += [self._read(self._solana, each) for each in challenges if _is(each, "solana")]
         return [offer for offer in made if offer is not None]
 
     def has_invoice(self, lines: Sequence[str]) -> bool:
@@ -138,6 +140,26 @@ class AuthReader(NamedTuple):
         auth = Auth(_field(challenge), "", expires_at or 0, challenge)
         return Offer(None, terms, {}, asset, auth=auth, words=challenge.description)
 
+    def _solana(self, challenge: PaymentChallenge, said: Json, expires_at: int | None) -> Offer | None:
+        """None without a fee payer, too: a payer's wallet holds no SOL."""
+        request = payment_methods.read_solana_request(said)
+        asset = self.known.get((payment_methods.solana_network(request.network), request.mint.lower()))
+        if asset is None or request.amount == 0 or request.splits or request.decimals != asset.decimals:
+            return None
+        from . import svm
+
+        extra = {
+            "feePayer": request.fee_payer,
+            "memo": request.external_id,
+            "recentBlockhash": request.recent_blockhash,
+        }
+        terms = PaymentRequirements("charge", asset.network, request.amount, request.mint, request.recipient, 0, extra)
+        found = svm.read_terms(terms, asset, bare=False)
+        if found is None or not svm.is_program_of(asset, request.token_program):
+            return None
+        auth = Auth(_field(challenge), "", expires_at or 0, challenge)
+        return Offer(None, terms, {}, asset, found._replace(is_charge=True), auth, words=challenge.description)
+
 
 def _is(challenge: PaymentChallenge, method: str) -> bool:
     return (challenge.method, challenge.intent) == (method, "charge")
@@ -204,7 +226,9 @@ def charge_nonce(challenge: PaymentChallenge) -> bytes:
 
 
 def charge_header(challenge: PaymentChallenge, payload: Json, network: str) -> tuple[str, str]:
-    """Field and value that answer an ``evm/charge``; ``payload`` as ``exact`` on EVM has it."""
+    """Field and value that answer an ``evm/charge`` or ``solana/charge``; ``payload`` as ``exact`` has it there."""
+    if "transaction" in payload:
+        return _field(challenge), payment_auth.credential_header(challenge, {"type": "transaction", **payload})
     authorization: Json = payload["authorization"]
     flat = {"type": "authorization", **authorization, "signature": payload["signature"]}
     source = payment_methods.evm_source(evm.chain_id(network), authorization["from"])

@@ -107,7 +107,7 @@ def _auth_problem(payment: Payment, receipt: SettlementResponse | None, charge: 
         return _problem(payment, receipt)
     if charge is None:
         return "no readable receipt"
-    return "" if _HASH.match(charge.reference) else "the receipt names no transaction"
+    return _transaction_problem(payment, charge.reference)
 
 
 def _problem(payment: Payment, receipt: SettlementResponse | None) -> str:
@@ -121,11 +121,15 @@ def _problem(payment: Payment, receipt: SettlementResponse | None) -> str:
         return "the receipt is for another amount"
     if receipt.payer and not _is_same(receipt.payer, payment.payer):
         return "the receipt is for another payer"
+    return _transaction_problem(payment, receipt.transaction)
+
+
+def _transaction_problem(payment: Payment, named: str) -> str:
     if payment.network.startswith("solana:"):
         from . import svm
 
-        return svm.receipt_problem(payment.value, receipt.transaction)
-    return "" if _HASH.match(receipt.transaction) else "the receipt names no transaction"
+        return svm.receipt_problem(payment.value, named)
+    return "" if _HASH.match(named) else "the receipt names no transaction"
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -3,9 +3,10 @@
     SetComputeUnitLimit, SetComputeUnitPrice, TransferChecked, Memo
 
 Before the transfer stands the recipient's account's creation where the offer says that it is missing and its price
-holds the rent; the fee payer funds it, the payer has no part in it. Nothing comes from the offer but the recipient,
-the amount, who pays the fees, the memo's text and a recent blockhash; mint, decimals and program are our own table's
-(M05). Loaded, and solders with it, where a payer has a Solana wallet.
+holds the rent; the fee payer funds it, the payer has no part in it. A payment by ``solana/charge`` has a memo where the
+challenge asks for one, and else none. Nothing comes from the offer but the recipient, the amount, who pays the fees,
+the memo's text and a recent blockhash; mint, decimals and program are our own table's (M05). Loaded, and solders with
+it, where a payer has a Solana wallet.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ from ..networks.svm_transaction import (
     MEMO,
     SYSTEM,
     address_bytes,
+    address_text,
     decode,
     is_signed,
     solders,
     token_account,
 )
 from ..networks.svm_wallet import SvmKey, SvmSigner, SvmWallet
+from ..protocols import payment_auth
 from ..protocols.base58 import b58decode
 from ..protocols.x402 import decode_header
 
-__all__ = ["SolanaTerms", "SolanaWallet", "prepare", "read_terms", "receipt_problem"]
+__all__ = ["SolanaTerms", "SolanaWallet", "is_program_of", "prepare", "read_terms", "receipt_problem"]
 
 MEMO_MAX: Final = 256
 UNITS: Final = 20_000
@@ -59,6 +62,12 @@ class SolanaTerms(NamedTuple):
     blockhash: bytes
     creates: bool
     bare: bool
+    is_charge: bool = False
+
+
+def is_program_of(asset: Asset, named: str) -> bool:
+    """Whether a token program that a seller may name is that of the mint."""
+    return not named or named == address_text(token_program(asset, frozenset()))
 
 
 def read_terms(terms: PaymentRequirements, asset: Asset, *, bare: bool) -> SolanaTerms | None:
@@ -152,15 +161,16 @@ def _instructions(owner: bytes, terms: PaymentRequirements, asset: Asset, said: 
     program, mint, pay_to = token_program(asset, frozenset()), address_bytes(asset.address), address_bytes(terms.pay_to)
     source, to = token_account(owner, mint, program), token_account(pay_to, mint, program)
     units, price = UNITS_WITH_CREATION if said.creates else UNITS, 1
-    if said.memo:  # the seller's is the same for every call, and a message must not be
+    if said.memo or said.is_charge:  # the seller's may be the same for every call, and a message must not be
         units, price = units + secrets.randbelow(UNITS_SPREAD), 1 + secrets.randbelow(PRICES_SPREAD)
     transfer = b"\x0c" + terms.amount.to_bytes(8, "little") + bytes((asset.decimals,))
     made = [
         _instruction(COMPUTE_BUDGET, b"\x02" + units.to_bytes(4, "little")),
         _instruction(COMPUTE_BUDGET, b"\x03" + price.to_bytes(8, "little")),
         _instruction(program, transfer, (source, "w"), (mint, ""), (to, "w"), (owner, "s")),
-        _instruction(MEMO, (said.memo or secrets.token_hex(16)).encode()),
     ]
+    if said.memo or not said.is_charge:
+        made.append(_instruction(MEMO, (said.memo or secrets.token_hex(16)).encode()))
     if said.creates:
         keys = ((said.fee_payer, "sw"), (to, "w"), (pay_to, ""), (mint, ""), (SYSTEM, ""), (program, ""))
         made.insert(2, _instruction(ASSOCIATED, b"\x01", *keys))
@@ -184,7 +194,7 @@ def receipt_problem(payment: str, transaction: str) -> str:
     ``payment`` is the header that was shown. No chain is asked.
     """
     try:
-        sent = decode(base64.b64decode(_payload(decode_header(payment))["transaction"], validate=True))
+        sent = decode(base64.b64decode(_payload(payment)["transaction"], validate=True))
         signature = b58decode(transaction)
     except (ValueError, KeyError, TypeError):
         return "the receipt names no transaction"
@@ -193,6 +203,8 @@ def receipt_problem(payment: str, transaction: str) -> str:
     return ""
 
 
-def _payload(header: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = header["payload"]
+def _payload(header: str) -> Mapping[str, Any]:
+    if header.startswith("Payment "):
+        return payment_auth.parse_credential(header).payload
+    found: Mapping[str, Any] = decode_header(header)["payload"]
     return found

@@ -191,10 +191,13 @@ class HintingRail(Rail, Protocol):
 
 @runtime_checkable
 class ChargingRail(Rail, Protocol):
-    """A rail on Solana that also takes what clients of the ``Payment`` scheme's solana/charge build."""
+    """A rail with a method of its own in the ``Payment`` scheme, whose clients build payments in another way."""
 
-    def charge_program(self) -> str:
-        """The token program of its asset, as challenges name it; empty where none can be issued now."""
+    @property
+    def charge_method(self) -> str: ...
+
+    def charge_request(self, amount: int) -> str:
+        """A new request for atomic units of the asset, as JSON in its one spelling; empty where there is none now."""
         ...
 
     def charged(self, memo: str) -> Rail:

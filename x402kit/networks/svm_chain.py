@@ -7,6 +7,7 @@ svm_ready.py        set-up and SOL for the fees      svm_outcome.py  what became
 svm_fees.py         the cost inside the price        svm_assets.py   Token-2022
 svm_payout.py       a balance back to its owner      svm_scan.py     what we were paid, by the chain alone
 svm_foreign.py      settled by a facilitator         svm_hints.py    a blockhash for payers
+svm_charge.py       challenges of solana/charge
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .assets import default_asset
 from .meter import Meter
 from .port import Landed, Nonces
 from .rpc import Endpoint, Rpc
+from .svm_charge import METHOD, charge_request
 from .svm_fees import FeePolicy, Fees
 from .svm_foreign import judge_foreign
 from .svm_hints import Hints
@@ -56,6 +58,7 @@ class SvmRail:
     """
 
     scheme = "exact"
+    charge_method = METHOD
     final_depth = FINAL_DEPTH
 
     def __init__(
@@ -137,13 +140,16 @@ class SvmRail:
             made["createRecipientAccount"] = True
         return made
 
-    def charge_program(self) -> str:
-        """The mint's token program. Empty, for no such challenges, without a wallet; while the recipient's account is
-        missing, which their clients don't create; and with a memo of the seller's, since each needs one of its own.
+    def charge_request(self, amount: int) -> str:
+        """svm_charge.py. Empty without a wallet; while the recipient's account is missing, which the method's clients
+        don't create; and with a memo of the seller's, since each of their payments needs one of its own.
         """
         if self.wallet is None or self._options.memo or (self._fees is not None and self._fees.holds_rent):
             return ""
-        return address_text(self._program)
+        mint, program = self.asset.address, address_text(self._program)
+        blockhash: str = self.hints().get("recentBlockhash", "")
+        to = (self.pay_to, self.asset.decimals, program, self.fee_payer, blockhash)
+        return charge_request(self.network, amount, mint, *to)
 
     def hints(self) -> Json:
         """A recent blockhash and the last height at which it can be used, where they are known."""

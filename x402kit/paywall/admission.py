@@ -147,7 +147,7 @@ class Admissions:
         if via is None:
             via = _V2 if payment.x402_version == 2 else Via(version=payment.x402_version)
         shown = Shown(resource, bound, digest.digest(), via)
-        candidates = self._challenges.candidates(payment)
+        candidates = self._challenges.candidates(payment, via.method)
         # A payment that was made before the set-up changed is for none of today's offers, and keeps its claim (I7).
         readers = candidates or self._challenges.readers(payment)
         if readers:

@@ -15,7 +15,7 @@ from ..errors import BadRequest, PaymentRefused, RailUnavailable
 from ..model import CHALLENGE_SECONDS, Claim, Json, PaymentPayload, PaymentRequirements
 from ..money import MAX_AMOUNT, Asset, Usd, format_units
 from ..networks.lightning_port import bitcoin_on, is_lightning
-from ..networks.port import HintingRail, Rail
+from ..networks.port import ChargingRail, HintingRail, Rail
 from ..protocols.accept_payment import wanted
 from ..protocols.encoding import b64encode
 from ..protocols.x402 import v1_network
@@ -71,6 +71,7 @@ class _Terms:
         self.v1_head = f'{{"scheme":{_text(rail.scheme)},"network":{_text(self.v1_name)},{parties}'
         self._shown = {"currency": asset.symbol, "decimals": asset.decimals, "chain": self.v1_name or rail.network}
         self._hinting = rail if isinstance(rail, HintingRail) else None
+        self.charging = rail if isinstance(rail, ChargingRail) else None
         self._extra: Json = {}
         self._extra_text = ""
 
@@ -82,6 +83,16 @@ class _Terms:
         if found != self._extra or not self._extra_text:
             self._extra, self._extra_text = found, _text({**found, **self._shown})[:-1]
         return self._extra_text
+
+    def lines(self, scheme: Scheme, offer: PaymentRequirements, quote: str, expiry: int) -> list[tuple[str, bytes]]:
+        """The ``Payment`` challenge for an offer, if its chain has a method there."""
+        if self.is_evm:
+            return [("evm", scheme.on_chain(self.rail, offer, quote, expiry))]
+        request = "" if self.charging is None else self.charging.charge_request(offer.amount)
+        if self.charging is None or not request:
+            return []
+        method = self.charging.charge_method
+        return [(method, scheme.by_method(method, request, self.rail.network, quote, expiry))]
 
     def requirements(self, resource: Resource, amount: int, extra: Json | None = None) -> PaymentRequirements:
         rail = self.rail
@@ -116,7 +127,7 @@ class Challenges:
     """Issues challenges for a set of rails, first the one that payers should prefer."""
 
     def __init__(self, rails: Sequence[Rail], quotes: Quotes, scheme: Scheme | None = None) -> None:
-        """With ``scheme``, offers on EVM chains are challenges of the ``Payment`` scheme, too."""
+        """With ``scheme``, offers on chains are challenges of the ``Payment`` scheme, too."""
         self._terms = [_Terms(rail) for rail in rails]
         self._scheme = scheme
         self._assets = {(r.network, r.asset.address.lower()): r.asset for r in rails}
@@ -157,8 +168,8 @@ class Challenges:
             amount = _amount(ceiling, decimals, surcharge)
             offer = terms.requirements(resource, amount)
             quote = self._quotes.make(bound, offer, expiry)
-            if scheme is not None and terms.is_evm:
-                lines.append(("evm", scheme.on_chain(terms.rail, offer, quote, expiry)))
+            if scheme is not None:
+                lines += terms.lines(scheme, offer, quote, expiry)
             extra = f'"extra":{own}{_breakdown(ceiling, decimals, surcharge)}'
             seconds = resource.max_timeout_seconds
             most = f'"amount":"{amount}","maxAmountRequired":"{amount}"'
@@ -207,9 +218,9 @@ class Challenges:
                     return 0
         return 0
 
-    def candidates(self, payment: PaymentPayload) -> list[tuple[Rail, PaymentRequirements]]:
+    def candidates(self, payment: PaymentPayload, method: str = "") -> list[tuple[Rail, PaymentRequirements]]:
         """The rails that a payment may be for, by what it names; amounts are not looked at. Empty: none of ours
-        (A02).
+        (A02). ``method``: of the ``Payment`` scheme, by which it was asked for; then what it echoes is our own word.
         """
         found: list[tuple[Rail, PaymentRequirements]] = []
         echo = payment.accepted
@@ -223,6 +234,8 @@ class Challenges:
                 offer = echo
             else:
                 continue
+            if terms.charging is not None and method == terms.charging.charge_method:
+                rail = terms.charging.charged(offer.extra["memo"])
             found.append((rail, offer))
         return found
 

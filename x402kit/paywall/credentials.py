@@ -1,7 +1,7 @@
 """Credentials of HTTP authentication: which door each of them takes.
 
 L402 token and preimage, Payment lightning/charge    bearer.py: the node is asked, nothing is sent
-Payment evm/charge                                   admission.py, as the x402 payment that it is
+Payment, a charge on a chain                         admission.py, as the x402 payment that it is
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Credentials:
         assert accepted is not None
         seconds = paying.resource.max_timeout_seconds
         payment = read.payment._replace(accepted=accepted._replace(max_timeout_seconds=seconds))
-        via = Via("payment", challenge=read.challenge, method="evm")
+        via = Via("payment", challenge=read.challenge, method=read.method)
         raw = value.encode("ascii")
         return await self._admissions.admit(
             paying.resource, paying.bound, raw, payment, paying.ceiling, paying.caller, via

@@ -43,10 +43,11 @@ class OverLightning(NamedTuple):
 
 
 class OnChain(NamedTuple):
-    """A credential of evm/charge as an x402 payment; its challenge is authentic."""
+    """A credential for a charge on a chain as an x402 payment; its challenge is authentic."""
 
     payment: PaymentPayload
     challenge: str
+    method: str
 
 
 @lru_cache(maxsize=1024)
@@ -75,15 +76,21 @@ class Scheme:
         return self._challenge(_LIGHTNING, request, invoice.expires_at)
 
     def on_chain(self, rail: Rail, offer: PaymentRequirements, quote: str, expiry: int) -> bytes:
-        """The challenge for an offer on an EVM chain.
-
-        As ``_challenge`` would write it, without detours: every 402 has one for each such offer.
-        """
+        """The challenge for an offer on an EVM chain."""
         request = _evm_request(rail.network, offer.amount, offer.asset, offer.pay_to, rail.asset.decimals)
-        expires, opaque = _time(expiry), b64url(f'{{"quote":"{quote}"}}'.encode("ascii"))
-        slots = f"{self._realm}|{_EVM}|{_CHARGE}|{request}|{expires}||{opaque}"
+        return self._written(_EVM, request, f'{{"quote":"{quote}"}}', expiry)
+
+    def by_method(self, method: str, request: str, network: str, quote: str, expiry: int) -> bytes:
+        """The challenge for an offer on another chain, by that chain's own method; ``request`` in JCS."""
+        said = f'{{"network":"{network}","quote":"{quote}"}}'
+        return self._written(method, b64url(request.encode("ascii")), said, expiry)
+
+    def _written(self, method: str, request: str, said: str, expiry: int) -> bytes:
+        """As ``_challenge`` would write it, without detours: every 402 has one for each offer. ``said`` in JCS."""
+        expires, opaque = _time(expiry), b64url(said.encode("ascii"))
+        slots = f"{self._realm}|{method}|{_CHARGE}|{request}|{expires}||{opaque}"
         made = b64url(self._mac.mac(slots.encode("ascii")))
-        head = f'Payment id="{made}", realm={self._quoted}, method="{_EVM}", intent="{_CHARGE}"'
+        head = f'Payment id="{made}", realm={self._quoted}, method="{method}", intent="{_CHARGE}"'
         return f'{head}, request="{request}", expires="{expires}", opaque="{opaque}"'.encode("ascii")
 
     def _challenge(self, method: str, request: Json, expiry: int, opaque: str = "") -> bytes:
@@ -112,6 +119,8 @@ class Scheme:
                 return self._lightning(shown)
             if (challenge.method, challenge.intent) == (_EVM, _CHARGE):
                 return self._evm(shown, keccak)
+            if challenge.method in payment_methods.CHARGES and challenge.intent == _CHARGE:
+                return self._charge(shown)
         except ValueError as e:
             raise MalformedPayment("invalid_payload", detail=str(e)) from e
         raise PaymentRefused("invalid_challenge")
@@ -138,4 +147,13 @@ class Scheme:
         terms = PaymentRequirements(
             "exact", network, request.amount, request.currency, request.recipient, 0, {"quote": quote}
         )
-        return OnChain(PaymentPayload(2, "exact", network, payload, terms), challenge.id)
+        return OnChain(PaymentPayload(2, "exact", network, payload, terms), challenge.id, _EVM)
+
+    @staticmethod
+    def _charge(shown: PaymentCredential) -> OnChain:
+        challenge = shown.challenge
+        read = payment_methods.CHARGES[challenge.method](payment_auth.read_request(challenge.request), shown.payload)
+        said = payment_auth.read_request(challenge.opaque)
+        network, extra = str(said.get("network")), {"quote": said.get("quote"), **read.extra}
+        terms = PaymentRequirements("exact", network, read.amount, read.asset, read.pay_to, 0, extra)
+        return OnChain(PaymentPayload(2, "exact", network, read.payload, terms), challenge.id, challenge.method)

@@ -16,6 +16,8 @@ from .bolt11 import BITCOIN, REGTEST, SIGNET, TESTNET
 from .jcs import canonical_json
 
 __all__ = [
+    "CHARGES",
+    "Charge",
     "EvmRequest",
     "LightningRequest",
     "SolanaRequest",
@@ -29,6 +31,8 @@ __all__ = [
     "read_preimage",
     "read_solana_payload",
     "read_solana_request",
+    "solana_name",
+    "solana_network",
     "solana_request",
 ]
 
@@ -37,6 +41,11 @@ _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}", re.ASCII)
 _BYTES32: Final = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
 _KEY: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{32,44}", re.ASCII)
 _LIGHTNING: Final = {BITCOIN: "mainnet", TESTNET: "testnet", SIGNET: "signet", REGTEST: "regtest"}
+_SOLANA: Final = {
+    "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp": "mainnet",
+    "solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1": "devnet",
+    "solana:4uhcVJyU9pJkvQyS88uRDiswHXSCkY3z": "",
+}
 _LIGHTNING_NAMES: Final = {name: network for network, name in _LIGHTNING.items()}
 
 
@@ -167,6 +176,18 @@ class SolanaRequest(NamedTuple):
     splits: bool
 
 
+def solana_name(network: str) -> str:
+    """A network (CAIP-2) as solana/charge calls it, which knows no testnet: then empty. Any other one is local."""
+    return _SOLANA.get(network, "localnet")
+
+
+def solana_network(name: str) -> str:
+    """The network (CAIP-2) that a payer takes a name for. A local one is a copy of mainnet, and its mints count as
+    much: what is signed there could be good here.
+    """
+    return next((network for network, known in _SOLANA.items() if known == name), next(iter(_SOLANA)))
+
+
 def solana_request(
     amount: int,
     mint: str,
@@ -228,6 +249,26 @@ def read_solana_payload(payload: Json) -> Json:
     if payload.get("type") != "transaction":
         raise ValueError("not a transaction")
     return {"transaction": _text(payload, "transaction", 4096)}
+
+
+class Charge(NamedTuple):
+    """What a request asks for and a payload pays, as x402 says it."""
+
+    amount: int
+    asset: str
+    pay_to: str
+    extra: Json
+    payload: Json
+
+
+def _solana_charge(request: Json, payload: Json) -> Charge:
+    asked, proof = read_solana_request(request), read_solana_payload(payload)
+    extra: Json = {"feePayer": asked.fee_payer, "memo": asked.external_id}
+    return Charge(asked.amount, asked.mint, asked.recipient, extra, proof)
+
+
+CHARGES: Final[Mapping[str, Callable[[Json, Json], Charge]]] = {"solana": _solana_charge}
+"""Methods whose proof needs nothing of its challenge but the request: readers of both, which raise ``ValueError``."""
 
 
 def _object(obj: Mapping[str, Any], key: str) -> Json:
