@@ -99,6 +99,20 @@ CASES: dict[str, dict[str, str]] = {
         "F07": "a contract wallet changes its owner",
         "F08": "spending by way of a browser or a shared cache",
     },
+    "G. L402 and the Payment scheme": {
+        "G01": "caveats widened, moved, taken away",
+        "G02": "a preimage of another invoice",
+        "G03": "the preimage is known, and the invoice is not settled",
+        "G04": "other doors and spellings",
+        "G05": "paid late, or never shown",
+        "G06": "a part of a payment",
+        "G07": "a token of another service",
+        "G08": "fields that join alike under the HMAC",
+        "G09": "secrets that rotate",
+        "G10": "parameters twice, in other letters",
+        "G11": "vouchers of a session shown again",
+        "G12": "tricks with a session's refund invoice",
+    },
     "H. Streams, and callers who leave": {
         "H01": "a stream must stream",
         "H02": "the caller leaves before the first byte",
@@ -172,7 +186,8 @@ HEAD = """# Attacks and faults
 What must never happen, and the tests that try to make it happen. A test's name holds the case, so `pytest -k C03` runs
 it. This page is written by `python -m tests.faults` from the tests that exist; a test holds it to them.
 
-Cases about L402 and API keys come with those parts.
+Cases about API keys come with that part. Of the Payment scheme's sessions, which are not offered, the tests show that
+none can be had.
 """
 
 

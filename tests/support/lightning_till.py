@@ -23,7 +23,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tests import invariants
 from x402kit import Paywall, usd
 from x402kit.devnet import LightningDevnet, LightningNode
 from x402kit.errors import RailUnavailable
@@ -50,6 +49,7 @@ __all__ = [
     "Price",
     "Till",
     "WaryNode",
+    "app_of",
     "chat",
     "opened",
     "read_offer",
@@ -188,6 +188,9 @@ class Till:
     def store(self) -> Store:
         return self.paywall.store
 
+    def ran(self, path: str, source: str, key: str) -> None:
+        self.runs.append((path, source, key))
+
     # Asking and paying
 
     async def ask(
@@ -273,6 +276,8 @@ class Till:
 
     async def check(self) -> None:
         """I1 to I6 and I11, by the books, the real node and the answers."""
+        from tests import invariants  # it imports what no server process needs
+
         accounts = [self.account(payment_hash) for payment_hash in self.bought]
         await invariants.check_books(self.store, accounts)
         booked = 0
@@ -328,14 +333,14 @@ def _by_query(call: Call) -> Any:
     return int(call.query["n"]) * usd("$0.01")
 
 
-def _app(till: Till) -> Starlette:
+def app_of(till: Till) -> Starlette:
     paid = till.paywall.paid
 
     def priced(path: str, price: Any, *, post: bool = False, handler: Any = None, **options: Any) -> Route:
         async def endpoint(request: Request) -> Response:
             call = request.scope["x402kit"]
             key = call.receipt.transaction if call.receipt and call.receipt.transaction else call.payer
-            till.runs.append((path, call.source, key))
+            till.ran(path, call.source, key)
             if till.hold is not None:
                 await till.hold.wait()
             if till.failing:
@@ -408,7 +413,7 @@ async def opened(devnet: LightningDevnet, ledger: str | Path | Store, **options:
     paywall = Paywall(accepts, ledger if not isinstance(ledger, (str, Path)) else store_of(str(ledger)), **settings)
     payer = Lnd(devnet.payer.url, devnet.payer.macaroon)
     till = Till(devnet, node, rail, price, paywall, payer)
-    till.app = paywall.protect(_app(till))
+    till.app = paywall.protect(app_of(till))
     async with AsyncExitStack() as stack:
         await payer.start()
         stack.push_async_callback(payer.close)
