@@ -213,7 +213,7 @@ def test_two_chains_run_side_by_side(devnet: EvmDevnet) -> None:
 def test_start_is_quick_and_stop_leaves_nothing() -> None:
     started = time.monotonic()
     chain = EvmDevnet()
-    assert time.monotonic() - started < 5  # 0.06 s on an idle machine
+    assert time.monotonic() - started < 20  # 0.06 s on an idle machine
     assert answers(chain.rpc_url)
     chain.stop()
     chain.stop()

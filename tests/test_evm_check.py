@@ -278,7 +278,7 @@ def test_contract_wallets_signatures_are_left_to_the_chain() -> None:
 def test_the_whole_check_is_quick() -> None:
     """Floors are bench's; here only that no slow path crept in (K03)."""
     payments = [read(payment()) for _ in range(50)]
-    started = time.perf_counter()
+    started = time.thread_time()
     for authorization in payments:
         RAIL.check(authorization, OFFER, NOW)
-    assert (time.perf_counter() - started) / 50 < 0.002
+    assert (time.thread_time() - started) / 50 < 0.002

@@ -185,7 +185,7 @@ def test_J04_a_locked_ledger_is_503_after_a_bounded_wait(shop: Shop) -> None:
     with locked(shop):
         started = time.monotonic()
         answers = shop.show_at_once(payment, 8, [server])
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         assert {answer.status for answer in answers} == {503}
         assert all("retry-after" in answer.headers for answer in answers)
         assert httpx.get(server.url + "/free", trust_env=False).status_code == 200

@@ -230,7 +230,7 @@ def test_description_is_the_contract_of_the_command(lightning: LightningDevnet) 
 def test_start_is_quick_and_stop_leaves_nothing() -> None:
     started = time.monotonic()
     with LightningDevnet() as nodes:
-        assert time.monotonic() - started < 15  # 1.3 s on an idle machine
+        assert time.monotonic() - started < 60  # 1.3 s on an idle machine
         assert nodes.running
     nodes.stop()
     assert [nodes.running] == [False]

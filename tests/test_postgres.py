@@ -121,16 +121,17 @@ async def test_E01_one_deposit_key_at_two_machines_is_one_deposit(store: Postgre
     assert await store.balance(ALICE) == (150, 0)
 
 
-async def test_accounts_in_any_order_never_wait_in_a_circle(store: PostgresStore, second: PostgresStore) -> None:
+async def test_accounts_in_any_order_never_wait_in_a_circle(database: str) -> None:
+    # Nobody breaks a circle here: where there is one, its moves wait until they have waited for too long (503).
+    query(database, f"ALTER DATABASE {database.rpartition('/')[2]} SET deadlock_timeout = '1h'")
     accounts = [Account("deposits", str(number)) for number in range(20)]
-    started = time.monotonic()
-    for turn in range(10):
-        await asyncio.gather(
-            *[store.deposit(account, 7, f"a{turn}{account.asset}") for account in accounts],
-            *[second.deposit(account, 7, f"b{turn}{account.asset}") for account in reversed(accounts)],
-        )
-    assert time.monotonic() - started < 10
-    assert [await store.balance(account) for account in accounts] == [(140, 0)] * 20
+    async with opened(database, busy_seconds=30) as store, opened(database, busy_seconds=30) as second:
+        for turn in range(10):
+            await asyncio.gather(
+                *[store.deposit(account, 7, f"a{turn}{account.asset}") for account in accounts],
+                *[second.deposit(account, 7, f"b{turn}{account.asset}") for account in reversed(accounts)],
+            )
+        assert [await store.balance(account) for account in accounts] == [(140, 0)] * 20
 
 
 async def test_E11_eight_first_requests_of_an_unknown_payer(store: PostgresStore, second: PostgresStore) -> None:

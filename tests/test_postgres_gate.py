@@ -59,7 +59,7 @@ async def test_J04_a_pool_that_is_empty_is_503_within_a_bound_and_nothing_is_set
         answers = await asyncio.gather(
             *[till.ask(way.path, shown) for way, shown in zip(WAYS, credentials, strict=True)]
         )
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         assert [found.status for found in answers] == [503] * 4
         assert till.rail.settled == till.playing.runs == 0
         for connection in taken:

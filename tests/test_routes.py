@@ -236,10 +236,10 @@ def test_A09_rules_that_overlap_go_by_their_order() -> None:
 @pytest.mark.parametrize("longer", [1, 8])
 def test_A09_a_hostile_path_takes_no_time(target: str, longer: int) -> None:
     made = routes(plain, "/p", "/q/{a}/{b}", "/r/{rest:path}")
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(BadRequest, match="path_too_long") if longer > 1 else contextlib.nullcontext():
         found(made, "GET", target * longer)
-    assert time.perf_counter() - started < 0.05
+    assert time.thread_time() - started < 0.05
 
 
 def test_A09_root_path_is_not_part_of_a_template() -> None:

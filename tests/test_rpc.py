@@ -78,7 +78,7 @@ async def test_I02_refused_is_not_sent_and_all_else_is_unknown() -> None:
         return web.Response()
 
     async def slow(request: web.Request) -> web.Response:
-        await asyncio.sleep(1)
+        await asyncio.sleep(60)
         return web.json_response({})
 
     async with server(drop) as url, client() as http:
@@ -89,7 +89,7 @@ async def test_I02_refused_is_not_sent_and_all_else_is_unknown() -> None:
     async with server(slow) as url, client(seconds=0.1) as http:
         started = time.monotonic()
         assert await http.post(url, {}) == Unknown("timeout")
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(

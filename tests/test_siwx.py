@@ -403,10 +403,10 @@ def test_F02_a_text_of_another_dialect_is_no_free_text() -> None:
 
 
 def _bounded(raw: bytes) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     with contextlib.suppress(MalformedPayment):
         parse_proof(raw)
-    assert time.perf_counter() - start < 0.25
+    assert time.thread_time() - start < 0.25
 
 
 @given(st.binary(max_size=600))

@@ -122,19 +122,19 @@ def test_A12_ambiguous_json_is_refused(text: bytes) -> None:
 
 @pytest.mark.parametrize("opener", [b"[", b'{"a":', b'[{"a":'])
 def test_A12_nesting_is_bounded_before_it_is_read(opener: bytes) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(ValueError, match=r"nested too deeply|too many arrays"):
         parse_json(opener * 40_000)
-    assert time.perf_counter() - started < 0.25
+    assert time.thread_time() - started < 0.25
 
 
 @pytest.mark.parametrize(("item", "most"), [(b"{}", 16_383), (b"[]", 16_383), (b"[{}]", 8191)])
 def test_K03_arrays_and_objects_are_counted_before_they_are_read(item: bytes, most: int) -> None:
     assert len(parse_json(b"[" + b",".join([item] * most) + b"]")) == most
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(ValueError, match="too many arrays"):
         parse_json(b"[" + b",".join([item] * (2**20 // (len(item) + 1))) + b"]", floats=True)
-    assert time.perf_counter() - started < 0.25
+    assert time.thread_time() - started < 0.25
 
 
 def test_A12_nesting_up_to_the_limit_is_read() -> None:
@@ -187,10 +187,10 @@ def test_A12_the_worst_header_is_answered_within_5_ms(data: bytes) -> None:
     assert len(text) <= HEADER_MAX
 
     def seconds() -> float:
-        started = time.perf_counter()
+        started = time.thread_time()
         with contextlib.suppress(ValueError):
             decode_header(text)
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
     assert min(seconds() for _ in range(5)) < 0.005
 
