@@ -14,10 +14,10 @@ PEERS := $(wildcard tests/peers/requirements.lock tests/peers/package-lock.json)
 PEER_STAMPS := $(patsubst tests/peers/requirements.lock,.venv-peers/.ready,\
 	$(patsubst tests/peers/package-lock.json,tests/peers/node_modules/.ready,$(PEERS)))
 
-.PHONY: help setup parts demo test check format coverage bench lock clean
+.PHONY: help setup parts demo test test-go check format coverage bench lock clean
 
 help: ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: ## make .venv, the tools and the local chain's parts
 	@$(MAKE) --no-print-directory -j2 parts
@@ -31,6 +31,10 @@ demo: setup ## start local chains and a priced endpoint, and pay it
 
 test: setup ## run all tests
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+# Not a part of `test`: building them takes minutes, and a gigabyte or two of Go's caches.
+test-go: setup .venv-go/.ready ## run the tests beside programs in Go: btcd, lnd, aperture (needs Go 1.26)
+	$(BIN)/python -m pytest tests/go/suite.py
 
 check: setup ## format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -76,6 +80,15 @@ tests/peers/node_modules/.ready: tests/peers/package-lock.json .venv/.node
 	cd tests/peers && $(NPM_CI)
 	@touch $@
 
+GO ?= go
+# Parts of lnd's REST service; its own releases have more of them.
+GO_TAGS := chainrpc invoicesrpc routerrpc signrpc walletrpc
+
+.venv-go/.ready: tests/go/go.mod tests/go/go.sum
+	@command -v $(GO) >/dev/null || { echo "Go is needed: make test-go GO=..."; exit 1; }
+	cd tests/go && CGO_ENABLED=0 GOBIN=$(CURDIR)/.venv-go/bin $(GO) install -mod=readonly -tags "$(GO_TAGS)" tool
+	@touch $@
+
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
 lock: ## work out the lock files anew (needs uv on the PATH)
@@ -85,5 +98,5 @@ lock: ## work out the lock files anew (needs uv on the PATH)
 	cd x402kit/devnet/npm && npm update --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 
 clean: ## remove what setup made here (not the local chain's cache)
-	rm -rf .venv .venv-peers node_modules tests/peers/node_modules
+	rm -rf .venv .venv-peers .venv-go node_modules tests/peers/node_modules
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov build dist
