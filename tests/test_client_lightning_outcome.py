@@ -20,10 +20,12 @@ import pytest
 
 from tests.support.auth_seller import PRICE, AuthSeller, auth_serving
 from tests.support.clients import KEY, KINDS, client_of, request
+from tests.support.paid_server import entry
 from x402kit.client import (
     Limits,
     Payer,
     PayerError,
+    Payment,
     PaymentNotAccepted,
     PaymentOutcomeUnknown,
     PolicyRefused,
@@ -31,8 +33,9 @@ from x402kit.client import (
     payment_of,
 )
 from x402kit.devnet import LightningDevnet
-from x402kit.networks.lightning_port import PaymentState
+from x402kit.networks.lightning_port import REGTEST, PaymentState
 from x402kit.networks.lnd import Lnd
+from x402kit.protocols import x402
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 ROOT = Path(__file__).parent.parent
@@ -391,6 +394,24 @@ def test_M03_a_node_out_of_reach_says_nothing_of_what_was_paid(
         get(payer(journal=tmp_path / "journal", lightning=away), seller)
     assert get(payer(journal=tmp_path / "journal"), seller).content == b"goods"
     assert len(seller.settled()) == 1
+
+
+def test_M03_a_payer_without_the_node_pays_nothing_else_for_the_call(
+    seller: AuthSeller, payer: Made, lightning: LightningDevnet, tmp_path: Path
+) -> None:
+    killed(seller, lightning, tmp_path / "journal", "after")
+    offer = x402.encode_header({"x402Version": 2, "accepts": [entry()]})
+    seller.extra = [("payment-required", offer)]
+    other = Payer(KEY, journal=tmp_path / "journal", allow_insecure=True, backoff=0)
+    with contextlib.closing(other), pytest.raises(PaymentOutcomeUnknown, match="has not got"):
+        get(other, seller)
+    assert get(payer(journal=tmp_path / "journal"), seller).content == b"goods"
+    assert (len(seller.settled()), [row.network for row in other_rows(tmp_path)]) == (1, [REGTEST])
+
+
+def other_rows(place: Path) -> list[Payment]:
+    with contextlib.closing(Payer(KEY, journal=place / "journal")) as reader:
+        return reader.payments()
 
 
 # Budgets, and calls at once

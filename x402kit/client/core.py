@@ -39,7 +39,8 @@ from .balance import BalanceSetup, FromBalance, challenge_of, wait
 from .challenge import Challenge, Offer, payment_header
 from .journal import Journal, Payment
 from .journal_lightning import Invoice, Token
-from .lightning import Failed, LightningPayments, Unclear, is_unpaid, with_auth
+from .lightning import Failed, LightningPayments, Unclear, is_unpaid, no_node, with_auth
+from .lightning_wallet import ADDRESS
 from .policy import Policy, Target, proposal
 from .receipts import PaymentInfo, read_payment, read_receipt, read_token
 from .signing import draft_of, prepare
@@ -145,17 +146,18 @@ class Attempt:
 
     def _take(self, begun: int) -> Generator[Step, Any, Payment | None]:
         journal, fingerprint = self._setup.journal, self._target.fingerprint
+        payers = dict.fromkeys((*self._setup.wallets.addresses, ADDRESS))  # an invoice's, though the node is not there
 
         def take() -> Payment | None:
-            rows = (journal.take(fingerprint, each, begun, self) for each in self._setup.wallets.addresses)
+            rows = (journal.take(fingerprint, each, begun, self) for each in payers)
             return next((row for row in rows if row is not None), None)
 
         found: Payment | None = yield Store(take)
         lightning = self._setup.lightning
-        if found is None or lightning is None or not is_unpaid(found):
+        if found is None or not is_unpaid(found):
             return found
         self._in_use = found
-        return (yield from self._paid_for(found, lightning.resume(found)))
+        return (yield from self._paid_for(found, lightning.resume(found) if lightning else no_node()))
 
     def _paid_for(
         self, payment: Payment, steps: Generator[Step, Any, Payment | Failed | Unclear]

@@ -35,7 +35,7 @@ from .policy import Target
 from .steps import Sleep, Step, Store, Work
 from .wallets import Prepared
 
-__all__ = ["Failed", "LightningPayments", "Unclear", "is_unpaid", "with_auth"]
+__all__ = ["Failed", "LightningPayments", "Unclear", "is_unpaid", "no_node", "with_auth"]
 
 _log = logging.getLogger("x402kit.client")
 
@@ -192,6 +192,12 @@ class LightningPayments:
     def drop(self, token: Token) -> Generator[Step, Any, None]:
         """It was refused."""
         yield Store(lambda: self.journal.drop_token(token))
+
+
+def no_node() -> Generator[Step, Any, Outcome]:
+    """What is known of an invoice's payment without the node that it was paid from."""
+    yield from ()
+    return Unclear("it was made from a Lightning node, which this payer has not got")
 
 
 def with_auth(
