@@ -122,6 +122,22 @@ async def test_G05_paid_and_never_shown_it_is_known_at_once_and_later_balance(
     assert (answer.status, await till.left(bought)) == (200, 0)
 
 
+async def test_G05_who_comes_a_day_late_has_the_call_that_was_paid_for_whatever_a_bitcoin_is_worth_then(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bought = await till.buy("/fixed")
+    await till.known(bought, "settled")
+    later = time.time() + DAY + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: later)
+        await till.tidy()
+    await till.reprice("50000")
+    assert (await till.ask("/other", bought.l402)).status == 402  # another call costs what it costs now
+    assert (await till.ask("/fixed", bought.l402)).status == 200
+    assert (await till.ask("/fixed", bought.payment)).status == 402
+    assert await till.left(bought) == 0
+
+
 async def test_G05_a_node_that_says_nothing_is_asked(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
     till.node.deaf = True
     bought = await till.buy("/fixed")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.lightning_till import FIXED, Till, opened
 from x402kit.devnet import LightningDevnet
+from x402kit.errors import HoldEnded
 
 DAY = 86_400
 
@@ -145,3 +146,29 @@ async def test_what_is_left_over_is_spent_only_where_a_route_takes_it(till: Till
     answer = await till.ask(path, bought.l402)
     assert (answer.status, await till.left(bought)) == (402, 2 * FIXED)
     assert (await till.ask("/l402", bought.l402)).status == 200
+
+
+async def test_a_pass_that_nobody_came_for_is_a_pass_or_balance_and_never_both(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month, hour = await till.buy("/month"), await till.buy("/hour")
+    for bought in (month, hour):
+        await till.known(bought, "settled")
+    later = time.time() + 25 * 3600
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: later)
+        await till.tidy()
+        assert (await till.state(month), await till.state(hour)) == ("settled", "credited")
+    assert (await till.show("/month", month.l402)).status == 200  # its time is not over
+    assert (await till.show("/month?2", month.l402)).status == 200
+    assert await till.left(month) == 0
+    assert (await till.show("/hour", hour.l402)).status == 200
+    assert (await till.left(hour), (await till.ask("/hour", hour.l402)).status) == (0, 402)
+
+
+async def test_a_job_within_a_pass_is_begun_once(till: Till) -> None:
+    bought = await till.buy("/jobs")
+    answer = await till.ask("/jobs", bought.l402)
+    assert (answer.status, len(till.runs)) == (202, 1)
+    with pytest.raises(HoldEnded):
+        await till.paywall.finish(till.job, "$0.01")

@@ -377,6 +377,7 @@ def app_of(till: Till) -> Starlette:
             priced("/month", "$0.01", l402=Pass(seconds=30 * 86_400)),
             priced("/rate", _by_query, l402=Pass(seconds=3600)),
             priced("/job", "$0.01", handler=job),
+            priced("/jobs", "$0.01", handler=job, l402=Pass(seconds=3600)),
             *([priced("/usdc", "$0.01", networks=["eip155:8453"])] if till.paywall.rails else []),
             priced("/x402", "$0.01", protocols=["x402"]),
             priced("/l402", "$0.01", protocols=["l402"]),

@@ -168,13 +168,15 @@ class Bearers:
             return await self._take(bearer, request, claim)
         if claim.state not in _USED:
             raise PaymentInProgress(reference=claim.reference)
-        if what is not None and what.seconds and claim.fingerprint == _bound(request):
+        if what is not None and what.seconds and claim.state == "served" and claim.fingerprint == _bound(request):
             self._check(bearer, request, claim.fingerprint, claim)
             return PassSale(claim, bearer.via, self._invoices.rail.asset)
         if claim.state == "served" and claim.fingerprint == request.bound and now <= claim.kept_until:
             self._check(bearer, request, claim.fingerprint, claim)
             return Admission(claim, bearer.via, replay=True)
-        return await self._from_balance(bearer, request)
+        # What nobody came for is balance by now; that very request costs what was paid for it, whatever the rate.
+        paid = claim.amount if claim.state == "credited" and claim.fingerprint == request.bound else 0
+        return await self._from_balance(bearer, request, paid)
 
     async def _take(
         self, bearer: Bearer, request: Request, claim: Claim
@@ -201,8 +203,10 @@ class Bearers:
                     raise
             await asyncio.sleep(0.02)
 
-    async def _from_balance(self, bearer: Bearer, request: Request) -> BalanceSale | Replay:
-        """From what is left under the payment hash. Raises ``PaymentRefused`` where that is too little."""
+    async def _from_balance(self, bearer: Bearer, request: Request, paid: int = 0) -> BalanceSale | Replay:
+        """From what is left under the payment hash; ``paid``: it costs no more. Raises ``PaymentRefused`` where that is
+        too little.
+        """
         rail, resource = self._invoices.rail, request.resource
         if not resource.takes(bearer.via.protocol, rail.network):
             raise PaymentRefused("invalid_payment_requirements", detail="this is not offered over Lightning")
@@ -210,6 +214,7 @@ class Bearers:
         # So many calls were sold: what a bitcoin is worth now is of no account to them.
         if resource.l402 is not None and (price := bearer.proof.price(resource.id)):
             amount = Rate(price, 0).atomic(request.ceiling)
+        amount = min(amount, paid or amount)
         terms = Terms(resource.id, request.bound.hex(), amount, 0)
         bearer.proof.check(terms, int(time.time()), balance=True)
         # A token says the most that a call may cost: what it used beyond is the seller's loss.

@@ -220,8 +220,6 @@ class Invoices:
                 return await self._claim(row, found.received, owner)
             if found.state == "dead":
                 raise PaymentRefused("invoice_unpaid")
-            if found.state == "open" and time.monotonic() > end and row.expires_at < time.time():
-                raise PaymentRefused("invoice_unpaid")
             if time.monotonic() > end:
                 raise RailUnavailable("invoice_not_settled")
             await asyncio.sleep(0.1)
@@ -230,6 +228,7 @@ class Invoices:
         """Write down that it is paid. What came above its amount is balance; with less, all of it is (G06)."""
         self._drop_hash(row.payment_hash)
         now = int(time.time())
+        seconds = parse_object(row.terms).get("seconds", 0)
         whole = received == 0 or received >= row.amount
         claim = Claim(
             claim_id(row.payment_hash),
@@ -242,9 +241,9 @@ class Invoices:
             self.rail.pay_to,
             row.payment_hash,
             row.amount if whole else received,
-            row.expires_at + _KEPT + parse_object(row.terms).get("seconds", 0),
+            row.expires_at + _KEPT + seconds,
             now,
-            now + UNSERVED_SECONDS if whole else now,
+            max(now + UNSERVED_SECONDS, row.expires_at + seconds) if whole else now,
             owner=owner,
             reference=row.payment_hash,
             settled_at=now,

@@ -414,7 +414,7 @@ class PassSale:
         return Charged(0, 0)
 
     async def defer(self, deadline: int, request_id: str, **answer: Any) -> None:
-        raise SaleLost("a pass has no jobs")
+        """The answer goes out; there is no hold for the job's end to find."""
 
     async def remaining(self) -> int | None:
         return None

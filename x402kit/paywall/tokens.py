@@ -8,7 +8,8 @@ What we mint into every token, in this order (each further caveat may only narro
     route=<resource>               the priced route
     request=<hex>                  the request's fingerprint; not in a token that is good for several calls
 
-A secret that is put at the front signs from then on, the others are accepted: root keys rotate (G09).
+The id of one that is good for several calls also holds what a bitcoin was worth when they were sold. A secret that is
+put at the front signs from then on, the others are accepted: root keys rotate (G09).
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ class _Pass(NamedTuple):
 class Pass(_Pass):
     """An L402 token for so many ``calls``, or for all calls within so many ``seconds``. Raises ``ConfigError``.
 
-    With ``calls`` the invoice is so many times the price; what of it is not spent stays with the token: each call costs
-    what it costs. With ``seconds`` it is the price, once, and the time begins with the invoice.
+    With ``calls`` the invoice is so many times the price; what of it is not spent stays with the token. Each call costs
+    what it costs, at the rate of the invoice: at a fixed price it is good for so many calls. With ``seconds`` it is the
+    price, once, and the time begins with the invoice; where the price depends on the request the token is good for
+    requests of that price. A job's end finds no hold then: ``finish`` raises ``HoldEnded``.
     """
 
     __slots__ = ()
