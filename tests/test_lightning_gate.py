@@ -356,3 +356,13 @@ async def test_C08_after_a_restart_what_was_paid_is_still_paid(lightning: Lightn
 async def test_the_preimage_is_the_payment_hashs(till: Till) -> None:
     bought = await till.buy("/fixed")
     assert hashlib.sha256(bytes.fromhex(bought.preimage)).hexdigest() == bought.offer.hash
+
+
+@pytest.mark.parametrize("path", ["/l402", "/payment"])
+async def test_A02_a_route_takes_no_payment_in_a_protocol_that_it_is_not_offered_in(till: Till, path: str) -> None:
+    entry = (await till.ask("/fixed")).entry
+    payment = pay({**entry, "extra": {}})
+    for name, value in (("X-PAYMENT", payment.v1()), ("PAYMENT-SIGNATURE", payment.v2())):
+        assert (await till.ask(path, {name: value})).status == 402
+    assert (till.runs, till.rail.calls["verify"]) == ([], 0)
+    assert (await till.ask("/other", {"X-PAYMENT": payment.v1()})).status == 200

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.asking import Answer
 from tests.support.lightning_till import FIXED, Till, opened, read_offer, rest
+from x402kit.asgi import counter
 from x402kit.devnet import LightningDevnet
 from x402kit.errors import RailUnavailable, TooManyRequests
 from x402kit.networks.lightning_port import InvoiceState
@@ -307,3 +308,16 @@ async def test_G03_an_open_invoice_is_not_paid_whoever_knows_its_preimage(till: 
     preimage = b64decode(known["r_preimage"]).hex()
     answer = await till.ask("/fixed", {"Authorization": f"L402 {offer.token}:{preimage}"})
     assert (answer.status, answer.json()["reason"], till.runs) == (503, "invoice_not_settled", [])
+
+
+async def test_I01_a_node_that_hangs_keeps_no_challenge_of_the_other_rails_waiting(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counter, "_NODE_SECONDS", 0.05)
+    till.node.slow = 0.3
+    assert not over_lightning(await till.ask("/fixed"))
+    alone = await till.ask("/l402")
+    assert (alone.status, alone.reason) == (503, "node_too_slow")
+    await asyncio.sleep(0.4)
+    assert over_lightning(await till.ask("/fixed"))  # it was made meanwhile
+    assert till.node.made == 2

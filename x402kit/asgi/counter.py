@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
 from typing import Final
@@ -20,6 +21,8 @@ from .request import PricedRequest
 
 __all__ = ["Counter"]
 
+_NODE_SECONDS: Final = 5.0
+"""How long a challenge with other offers waits for its invoice."""
 TOKEN_SECONDS: Final = 365 * 86_400
 """Life of a token that has no time of its own: it is also the key to what its payment left over."""
 
@@ -63,9 +66,12 @@ class Counter:
             return self._lines(resource, invoice, spoken, bound)
 
         try:
-            offered = await self.invoices.offer(wanted, caller, lines)
+            async with asyncio.timeout(_NODE_SECONDS):
+                offered = await self.invoices.offer(wanted, caller, lines)
         except RailUnavailable as e:
             return _or_raise(made, trouble or e)
+        except TimeoutError:  # it is made all the same, for who asks again
+            return _or_raise(made, trouble or RailUnavailable("node_too_slow"))
         if offered is None:
             return _or_raise(made, trouble or TooManyRequests("too_many_invoices"))
         return made.over_lightning(offered.lines, offered.shown)

@@ -195,6 +195,8 @@ class Admissions:
     ) -> PaymentRequirements:
         """The offer that the payment meets, after every check."""
         shown, payment = paying.shown, paying.payment
+        if not shown.resource.takes(shown.via.protocol, rail.network):
+            raise PaymentRefused("invalid_payment_requirements", detail="this is not offered in that way")
         self._challenges.check_echo(rail, payment, shown.resource)
         quoted = self._challenges.is_quoted(payment, shown.bound, offer, now)
         if shown.resource.amounts is not None:
