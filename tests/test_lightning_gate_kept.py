@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.lightning_till import Till, opened
+from tests.support.lightning_till import FIXED, Till, chat, opened
+from tests.support.stores import Place
 from x402kit.devnet import LightningDevnet
 from x402kit.errors import RailUnavailable
 
@@ -91,3 +93,72 @@ async def test_a_payment_that_the_watcher_writes_down_at_that_moment_is_no_confl
     await asyncio.wait_for(claimed.wait(), 5)  # the watcher has the claim
     assert (await till.ask("/fixed", bought.l402)).status == 200
     assert len(till.runs) == 1
+
+
+async def test_all_of_it_on_every_kind_of_store(
+    lightning: LightningDevnet, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(lightning, place.open()) as till:
+        fixed, chatted = await till.buy("/fixed"), await till.buy("/chat", chat(300))
+        passed = await till.buy("/three")
+        month, unshown = await till.buy("/month"), await till.buy("/other")
+        answers = await asyncio.gather(*[till.show("/fixed", fixed.l402) for _ in range(10)])
+        assert {answer.status for answer in answers} == {200}
+        assert (await till.show("/chat", chatted.payment, chat(300))).status == 200
+        assert (await till.ask("/chat", chatted.l402, chat(200, 200))).status == 200
+        assert await till.left(chatted) == FIXED - 3000 - 2000
+        for _ in range(3):
+            assert (await till.show("/three", passed.l402)).status == 200
+        assert (await till.ask("/three", passed.l402)).status == 402
+        assert (await till.show("/month", month.l402)).status == 200
+        await till.known(unshown, "settled")
+        for days in (1.1, 3.0, 3.0):
+            later = time.time() + days * 86_400
+            with monkeypatch.context() as patch:
+                patch.setattr(time, "time", lambda later=later: later)
+                await till.tidy()
+        assert await till.claim(fixed) is None
+        assert (await till.ask("/fixed", fixed.l402)).status == 402  # forgotten, and served no second time
+        assert (await till.ask("/month", month.l402)).status == 200
+        assert (await till.ask("/other", unshown.payment)).status == 200
+        assert await till.left(unshown) == 0
+
+
+async def test_C02_two_paywalls_on_one_node_and_one_ledger(lightning: LightningDevnet, tmp_path: Path) -> None:
+    ledger = tmp_path / "payments.db"
+    async with opened(lightning, ledger) as one, opened(lightning, ledger) as other:
+        for number in range(4):
+            bought = await one.buy(f"/fixed?{number}")
+            other.bought[bought.offer.hash] = bought
+            answers = await asyncio.gather(
+                *[till.show(f"/fixed?{number}", bought.l402) for till in (one, other) for _ in range(5)]
+            )
+            assert {answer.status for answer in answers} == {200}
+        assert len(one.runs) + len(other.runs) == 4
+
+
+async def test_where_serving_comes_first_what_was_paid_over_lightning_is_paid(till: Till) -> None:
+    bought = await till.buy("/after")
+    till.failing = 1
+    assert (await till.show("/after", bought.l402)).status == 500
+    assert (await till.show("/after", bought.l402)).status == 200
+    assert (await till.ask("/after", bought.l402)).header("payment-replayed") == "true"
+    assert [run[1] for run in till.runs] == ["payment", "payment"]
+
+
+async def test_a_bitcoin_without_a_price_is_no_reason_to_lose_what_was_paid(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bought, used = await till.buy("/fixed"), await till.buy("/chat", chat(0))
+    assert (await till.show("/chat", used.l402, chat(0))).status == 200
+
+    def unknown() -> Any:
+        raise RailUnavailable(detail="no bitcoin price")
+
+    monkeypatch.setattr(till.paywall.lightning, "rate", unknown)
+    assert (await till.show("/fixed", bought.l402)).status == 200
+    assert (await till.ask("/chat", used.l402, chat(1, 10))).status == 503  # what it would cost nobody can say
+    answer = await till.ask("/fixed?new")
+    assert (answer.status, len(answer.all("www-authenticate"))) == (402, 1)
+    monkeypatch.undo()
+    assert (await till.ask("/chat", used.l402, chat(1, 10))).status == 200

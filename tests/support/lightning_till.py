@@ -368,6 +368,7 @@ def app_of(till: Till) -> Starlette:
             priced("/other", "$0.01"),
             priced("/echo", "$0.01", post=True, handler=_echo),
             priced("/dear", "$5"),
+            priced("/after", "$0.01", settle="after"),
             priced("/n/{name}", "$0.01"),
             priced("/count", _by_count, post=True),
             priced("/chat", Tokens(output="$10/M"), post=True, handler=talk),
