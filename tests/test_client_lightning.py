@@ -28,10 +28,12 @@ from x402kit.client import (
     lightning_wallet,
     payment_of,
 )
+from x402kit.client.lightning_wallet import LightningWallet
 from x402kit.devnet import LightningDevnet
 from x402kit.errors import ConfigError
 from x402kit.networks.lightning_port import BITCOIN, REGTEST, PaymentState
 from x402kit.networks.lnd import Lnd
+from x402kit.networks.phoenixd import Phoenixd
 from x402kit.protocols import x402
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -271,6 +273,14 @@ def test_without_caps_no_price_is_needed(seller: AuthSeller, payer: Made) -> Non
     paying = payer(btc_usd=None, limits=Limits(per_call=None))
     assert get(paying, seller).status_code == 200
     assert [row.micros for row in paying.payments()] == [0]
+
+
+def test_a_wallet_that_takes_its_own_fee_may_take_it(lightning: LightningDevnet) -> None:
+    lnd = LightningWallet(Lnd(lightning.payer.url, lightning.payer.macaroon))
+    assert [lnd.max_fee(amount) for amount in (1_000, 300_000, 10_000_000)] == [5_000, 5_000, 100_000]
+    phoenixd = LightningWallet(Phoenixd("http://127.0.0.1:1", "password"))  # 4 sat and 0.4 %
+    assert [phoenixd.max_fee(amount) for amount in (1_000, 300_000, 10_000_000)] == [5_000, 5_200, 100_000]
+    assert LightningWallet(Phoenixd("http://127.0.0.1:1", "password"), 7).max_fee(300_000) == 7
 
 
 def test_a_wrong_set_up_is_told_at_once(payer: Made, lightning: LightningDevnet) -> None:

@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError
 from typing import Any, Final, TypeVar
 
 from ..errors import ConfigError, RailUnavailable
-from ..networks.lightning_port import PayingNode, PaymentState
+from ..networks.lightning_port import PayingNode, PaymentState, TakesFee
 
 __all__ = ["ADDRESS", "LightningWallet"]
 
@@ -64,7 +64,9 @@ class _Loop:
 
 
 class LightningWallet:
-    """Pays invoices from ``node``, for at most ``max_fee`` msat of routing each; if not given 1 %, at least 5 sat."""
+    """Pays invoices from ``node``, for at most ``max_fee`` msat of routing each; if not given 1 %, at least 5 sat, or
+    what the node takes where it says so.
+    """
 
     address = ADDRESS
 
@@ -82,7 +84,10 @@ class LightningWallet:
 
     def max_fee(self, amount: int) -> int:
         """The most that it may cost to route ``amount``, both in msat; rounded up."""
-        return max(5 * SAT, -(-amount // 100)) if self._max_fee is None else self._max_fee
+        if self._max_fee is not None:
+            return self._max_fee
+        taken = self._node.fee(amount) if isinstance(self._node, TakesFee) else 0
+        return max(5 * SAT, -(-amount // 100), taken)
 
     def network(self) -> str:
         """The node's network (CAIP-2). Blocks; raises ``RailUnavailable``, ``ConfigError``."""

@@ -56,7 +56,8 @@ class Payer:
     beside Katana itself, whose offers on Solana name no fee payer, since the recipient is it. ``lightning``: the
     adapter of a node that pays invoices, such as ``Lnd(...)``, which belongs to the payer from then on; ``btc_usd`` is
     what a bitcoin counts against the caps, ``"97000"``, or a callable that says so; ``max_fee`` the most msat that the
-    route of one payment may cost, 1 % and at least 5 sat if not given; ``pay_timeout`` seconds for the node.
+    route of one payment may cost, 1 % and at least 5 sat (or what the wallet takes) if not given; ``pay_timeout``
+    seconds for the node.
     ``journal`` is a file's path; without it what was signed is known only as long as the object lives. ``approve`` is
     asked before each payment is signed, sync or, in async clients, async. ``balance``: "first" pays from the prepaid
     balance where a seller keeps one, and by a payment where that is too low; "only" never by a payment; "off".

@@ -21,6 +21,7 @@ __all__ = [
     "NewInvoice",
     "PayingNode",
     "PaymentState",
+    "TakesFee",
     "bitcoin_on",
     "is_lightning",
 ]
@@ -83,6 +84,15 @@ class InvoiceNode(Protocol):
 
     def subscribe(self) -> AsyncGenerator[str]:
         """The hashes of invoices as they settle, from now on, until it breaks (``RailUnavailable``)."""
+        ...
+
+
+@runtime_checkable
+class TakesFee(Protocol):
+    """What a ``PayingNode`` is besides where it can't be told a fee's limit, and says beforehand what it takes."""
+
+    def fee(self, amount: int) -> int:
+        """The most msat that it takes, or sets aside, to send ``amount`` msat."""
         ...
 
 

@@ -104,6 +104,10 @@ class NostrWalletConnect:
         if wallet is not None:
             await wallet.client().shutdown()
 
+    def fee(self, amount: int) -> int:
+        """What the wallet is said to set aside to send so many msat."""
+        return max(self._fee_base, -(-amount * self._fee_ppm // 1_000_000))
+
     async def create(self, amount: int, *, memo: str = "", expiry_seconds: int) -> NewInvoice:
         """``make_invoice``. Raises ``RailUnavailable``."""
         if amount % self.step:
@@ -144,7 +148,7 @@ class NostrWalletConnect:
         if isinstance(invoice, PaymentState):
             return invoice
         payment_hash = invoice.payment_hash
-        if max(self._fee_base, -(-invoice.amount * self._fee_ppm // 1_000_000)) > max_fee:
+        if self.fee(invoice.amount) > max_fee:
             return await told(self.payment, payment_hash, PaymentState("failed", reason="fee_too_high"))
         wallet = await self._connected()
         wanted = _sdk().PayInvoiceRequest(id=None, invoice=bolt11, amount=None)

@@ -40,11 +40,6 @@ OVERLAP_MILLIS: Final = 10_000
 """Payments are asked for again so far back: they are listed by the time at which they were completed."""
 
 
-def fee_of(amount: int) -> int:
-    """The most that phoenixd takes to send so many msat: 4 sat and 0.4 %. It can't be told to take less."""
-    return 4000 - (-amount * 4 // 1000)
-
-
 class Phoenixd(RestNode):
     """A phoenixd. ``password`` is a secret."""
 
@@ -63,6 +58,10 @@ class Phoenixd(RestNode):
     async def start(self) -> None:
         """Connect. Raises ``ConfigError``: no phoenixd there, or another password."""
         self._network = await self._http.opened("GET", "/getinfo", _network, NAME)
+
+    def fee(self, amount: int) -> int:
+        """The most that phoenixd takes to send so many msat: 4 sat and 0.4 %. It can't be told to take less."""
+        return 4000 - (-amount * 4 // 1000)
 
     async def create(self, amount: int, *, memo: str = "", expiry_seconds: int) -> NewInvoice:
         """``createinvoice``; of the memo it takes 128 characters. Raises ``RailUnavailable``."""
@@ -110,7 +109,7 @@ class Phoenixd(RestNode):
         if isinstance(invoice, PaymentState):
             return invoice
         payment_hash = invoice.payment_hash
-        if fee_of(invoice.amount) > max_fee:
+        if self.fee(invoice.amount) > max_fee:
             return await told(self.payment, payment_hash, PaymentState("failed", reason="fee_too_high"))
         answer = await self._http.exchange("POST", "/payinvoice", form={"invoice": bolt11}, seconds=timeout_seconds)
         said = await outcome(answer, lambda a: _sent(a, payment_hash), self.payment, payment_hash)
