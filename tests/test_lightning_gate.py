@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,8 @@ async def test_what_a_metered_call_does_not_use_is_left_under_the_payment_hash(t
     for used, asked in ((200, 500), (100, 400)):  # other requests, of the same token
         answer = await till.ask("/chat", shown(bought, way), chat(used, asked))
         assert (answer.status, len(answer.json())) == (200, 2)
+        if way == "payment":
+            assert payment_auth.read_receipt(answer.header("payment-receipt")).reference == bought.offer.hash
     assert await till.left(bought) == 4000
     dear = await till.ask("/chat", shown(bought, way), chat(500, 500))
     assert (dear.status, dear.reason, await till.left(bought)) == (402, "token_used", 4000)
@@ -208,6 +211,7 @@ async def test_a_job_is_charged_when_it_ends_at_the_rate_it_was_paid_at(till: Ti
     bought = await till.buy("/job")
     assert (await till.show("/job", bought.l402)).status == 202
     assert (await till.store.balance(till.account(bought.offer.hash))).held == FIXED
+    assert (await till.known(bought)).kept_until > time.time() + 500  # who lost the answer can still ask for it
     await till.paywall.finish(till.job, "$0.004")
     assert await till.left(bought) == 6000
     failed = await till.buy("/job?2")
@@ -257,6 +261,10 @@ async def test_C09_one_payment_hash_is_one_claim_by_whichever_protocol(till: Til
     assert len(till.runs) == 1
     assert sum(not answer.header("payment-replayed") for answer in answers) == 1
     assert (await till.ask("/other", bought.payment)).status == 402
+    for way in WAYS:  # a receipt in the protocol that it is shown in, whichever it was served in
+        again = await till.ask("/fixed", shown(bought, way))
+        assert again.receipt.transaction == bought.offer.hash
+        assert way == "l402" or again.header("payment-receipt")
 
 
 async def test_C09_an_authorization_shown_as_a_charge_and_as_x402_is_one_claim(till: Till) -> None:

@@ -140,7 +140,8 @@ def receipt_headers(receipt: SettlementResponse, via: Via = _V2, extensions: Jso
     if via.version == 1:
         headers.append((b"x-payment-response", receipt_header(*terms, v1=True)))
     elif via.challenge:
-        told = payment_receipt(via.method, receipt.transaction, int(time.time()), via.challenge)
+        reference = receipt.transaction or receipt.payer  # from what is left under a payment hash, which is that payer
+        told = payment_receipt(via.method, reference, int(time.time()), via.challenge)
         headers.append((b"payment-receipt", told))
     return headers
 
@@ -217,6 +218,7 @@ def replay(kept: Claim | Hold, receipt: SettlementResponse | None, via: Via = _V
         if isinstance(kept, Hold) or kept.captured < kept.amount:
             headers += _told_again(kept)
     headers.append((b"payment-replayed", b"true"))
-    if receipt is not None and not any(name == b"payment-response" for name, _ in headers):
-        headers += receipt_headers(receipt, via)
+    if receipt is not None:  # it may be shown in another protocol than it was served in
+        told = {name.lower() for name, _ in headers}
+        headers += [pair for pair in receipt_headers(receipt, via) if pair[0] not in told]
     return Answer(status, headers, body)

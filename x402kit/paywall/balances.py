@@ -19,6 +19,7 @@ from ..errors import BadRequest, IdempotencyMismatch, InsufficientBalance, Payme
 from ..ledger.port import Overage, Store
 from ..model import Account, Hold, Spend
 from ..money import MAX_AMOUNT, Asset, Pegged, Usd
+from .admission import Via
 from .proofs import Proofs, Proven
 from .resource import Resource
 from .sale import BalanceSale, Rate
@@ -40,6 +41,7 @@ class Spender(NamedTuple):
     rate: Rate
     overage: Overage | None = None
     """For all that it spends, whatever the resource says."""
+    via: Via | None = None
 
     @property
     def account(self) -> Account:
@@ -155,4 +157,5 @@ class Balances:
             keep=keep,
             overage=overage,
             rate=spender.rate,
+            via=spender.via,
         )

@@ -219,7 +219,7 @@ class Bearers:
         bearer.proof.check(terms, int(time.time()), balance=True)
         # A token says the most that a call may cost: what it used beyond is the seller's loss.
         worth = Worth(amount, request.ceiling)
-        spender = Spender(rail.network, bearer.payment_hash, rail.asset, worth, overage="clamp")
+        spender = Spender(rail.network, bearer.payment_hash, rail.asset, worth, "clamp", bearer.via)
         try:
             return await self._balances.reserve(resource, request.bound, spender, request.ceiling, request.key)
         except InsufficientBalance as e:

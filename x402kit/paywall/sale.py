@@ -185,6 +185,7 @@ class PaymentSale:
         self._admission = admission
         self._admissions = admissions
         self._store = store
+        self._deferred = False
         self.via = admission.via
 
     @property
@@ -241,7 +242,7 @@ class PaymentSale:
         """The answer went out whole. An L402 client shows its token for calls to come, too: the copy is kept for a
         retry, and not to be given in their place.
         """
-        if self.via.protocol == "l402":
+        if self.via.protocol == "l402" and not self._deferred:  # a job's is kept as long as the job
             with contextlib.suppress(*_OUT_OF_REACH):
                 await self._store.note(self.id, kept_until=int(time.time()) + RETRY_SECONDS)
 
@@ -274,6 +275,7 @@ class PaymentSale:
         )
         if not await self._store.serve_held(claim.payment_id, claim.owner, hold, request_id=request_id, **answer):
             raise SaleLost
+        self._deferred = True
 
     async def remaining(self) -> int | None:
         return await _available(self._store, self.account)
