@@ -374,3 +374,16 @@ async def test_A02_a_route_takes_no_payment_in_a_protocol_that_it_is_not_offered
         assert (await till.ask(path, {name: value})).status == 402
     assert (till.runs, till.rail.calls["verify"]) == ([], 0)
     assert (await till.ask("/other", {"X-PAYMENT": payment.v1()})).status == 200
+
+
+async def test_I11_a_handler_is_not_shown_what_pays(till: Till) -> None:
+    """It may pass the request on, and whoever has the token can spend what it left over."""
+    bought = await till.buy("/chat", chat(1))
+    for headers in (bought.l402, bought.payment):
+        assert (await till.show("/chat", {**headers, "X-Mine": "kept"}, chat(1, 1000))).status == 200
+        assert ("authorization" in till.seen, till.seen["x-mine"]) == (False, "kept")
+    charged = await till.buy("/fixed")
+    both = {"Payment-Authorization": charged.payment["Authorization"], "Authorization": "Bearer an API key"}
+    assert (await till.show("/fixed", both)).status == 200
+    assert till.seen["authorization"] == "Bearer an API key"
+    assert "payment-authorization" not in till.seen

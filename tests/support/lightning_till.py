@@ -181,6 +181,8 @@ class Till:
     failed: Counter[str] = field(default_factory=Counter[str])
     hold: asyncio.Event | None = None
     job: str = ""
+    seen: dict[str, str] = field(default_factory=dict[str, str])
+    """The headers of the last request that a handler was given."""
     answers: list[Answer] = field(default_factory=list[Answer])
     bought: dict[str, Bought] = field(default_factory=dict[str, Bought])
 
@@ -341,6 +343,7 @@ def app_of(till: Till) -> Starlette:
             call = request.scope["x402kit"]
             key = call.receipt.transaction if call.receipt and call.receipt.transaction else call.payer
             till.ran(path, call.source, key)
+            till.seen = dict(request.headers)
             if till.hold is not None:
                 await till.hold.wait()
             if till.failing:

@@ -12,6 +12,7 @@ from ..errors import BadRequest
 from ..money import Usd
 from ..paywall.binding import Binding
 from ..pricing import Call, Quote
+from ..protocols.authorization import AUTHORIZATION_HEADERS, without_credentials
 from .routes import Found
 
 __all__ = ["PricedRequest", "scope_for"]
@@ -110,11 +111,14 @@ class PricedRequest:
 def scope_for(scope: Scope, paid: Any, *, metered: bool, length: int | None = None) -> Scope:
     """The scope that the app sees; of a metered call without Accept-Encoding, so that its usage can be read (H05).
 
+    Without a token or credential too, which an app that is a proxy would pass on: whoever has one can spend it (I11).
     ``length`` is the body's, where we have changed it: an app that passes it on goes by what the header says.
     """
     inner = {**scope, "x402kit": paid}
     if metered:
         inner["headers"] = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
+    if any(name in AUTHORIZATION_HEADERS for name, _ in scope["headers"]):
+        inner["headers"] = without_credentials(inner["headers"])
     if length is not None:
         stated = str(length).encode()
         inner["headers"] = [(k, stated if k == b"content-length" else v) for k, v in inner["headers"]]

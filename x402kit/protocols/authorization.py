@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 from ..errors import HeaderTooLarge, MalformedPayment
 from ..model import HEADER_MAX
 
-__all__ = ["AUTHORIZATION_HEADERS", "Found", "find_authorization"]
+__all__ = ["AUTHORIZATION_HEADERS", "Found", "find_authorization", "without_credentials"]
 
 AUTHORIZATION_HEADERS: Final = (b"authorization", b"payment-authorization")
 
@@ -56,6 +56,15 @@ def find_authorization(headers: Iterable[tuple[bytes, bytes]]) -> Found | None:
     if shown.scheme != "payment":
         raise MalformedPayment("another scheme's credential in Payment-Authorization")
     return shown
+
+
+def without_credentials(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers without our credentials: whoever has one can spend it. Another scheme's stays, such as an API key."""
+    return [
+        (name, value)
+        for name, value in headers
+        if name not in AUTHORIZATION_HEADERS or (name == b"authorization" and not _STARTS.match(value.strip(b" \t")))
+    ]
 
 
 def _read(value: bytes, field: Literal["authorization", "payment-authorization"]) -> Found:
