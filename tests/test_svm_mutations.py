@@ -27,6 +27,7 @@ from solders.transaction import VersionedTransaction
 from tests.support.svm_offline import Desk
 from tests.support.svm_payments import MEMO, MINT, PAY_TO, PRICE, TOKEN, compute, creation, memo, owned_by, transfer
 from x402kit.errors import MalformedPayment, PaymentRefused
+from x402kit.model import Json
 from x402kit.networks import svm
 
 SYSTEM = Pubkey.default()
@@ -257,10 +258,11 @@ _SETTINGS = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-_DESKS = {
+_DESKS: dict[str, Json] = {
     "strict": {},
     "relaxed": {"relaxed": True},
     "creating": {"relaxed": True, "creates": True},
+    "charged": {"any_order": True, "memo": "a memo of these tests"},
 }
 
 

@@ -17,15 +17,16 @@ class SvmOptions:
 
     ``relaxed``: take the layout of Katana's clients, beside the strict one (svm.py). ``create_recipient``: where the
     recipient's token account is missing, quote its rent and let a payment create it; needs ``relaxed`` and ``fees``.
-    ``memo``: what each payment's one memo must say. ``max_units``, ``max_unit_price`` (micro-lamports),
-    ``max_priority_lamports``: limits of what a payer may have us pay for priority. ``finalized_above``: amounts, in
-    atomic units, from which a payment counts only when it is finalized (D10); by default 100 whole units. ``quorum``:
-    how many of the RPC URLs must agree on an outcome of at least ``quorum_above`` atomic units (I-10).
-    ``reserve_settlements``: how many the wallet must be able to pay for to be ready. ``token_2022``: mints of that
-    program that may be taken, beside those that we know (D05). ``local``: whether the node may be of a chain of its
-    own; by default where it is on this machine. ``poll_seconds``: first and longest pause between looks;
-    ``resend_seconds``: between broadcasts of the same bytes. ``hint_seconds``: how often a blockhash is read for
-    offers, so that payers need no node; 0: never. ``rpc_seconds``: time limit of a call. ``clock``: Unix time.
+    ``memo``: what each payment's one memo must say; solana/charge, whose payments need one each, is not offered then.
+    ``max_units``, ``max_unit_price`` (micro-lamports), ``max_priority_lamports``: limits of what a payer may have us
+    pay for priority. ``finalized_above``: amounts, in atomic units, from which a payment counts only when it is
+    finalized (D10); by default 100 whole units. ``quorum``: how many of the RPC URLs must agree on an outcome of at
+    least ``quorum_above`` atomic units (I-10). ``reserve_settlements``: how many the wallet must be able to pay for to
+    be ready. ``token_2022``: mints of that program that may be taken, beside those that we know (D05). ``local``:
+    whether the node may be of a chain of its own; by default where it is on this machine. ``poll_seconds``: first and
+    longest pause between looks; ``resend_seconds``: between broadcasts of the same bytes. ``hint_seconds``: how often a
+    blockhash is read for offers, so that payers need no node; 0: never. ``rpc_seconds``: time limit of a call.
+    ``clock``: Unix time.
     """
 
     relaxed: bool = False
