@@ -78,6 +78,22 @@ async def test_a_move_by_who_lost_the_claim_is_refused(store: Store) -> None:
     assert not await store.move("p", "intend", "somebody else")
 
 
+async def test_moves_that_wait_together_are_each_what_they_would_be_alone(store: Store) -> None:
+    """More than one statement takes; two for one claim, and one by who does not have it."""
+    names = [f"p{number}" for number in range(21)]
+    await asyncio.gather(*[store.claim(new_claim(name, owner=name)) for name in names])
+    shown = [*zip(names, names, strict=True), ("p3", "p3"), ("p9", "somebody else")]
+    moved = await asyncio.gather(*[store.move(name, "intend", owner) for name, owner in shown])
+    assert sorted(moved) == [False, False] + [True] * 21
+    assert all(await asyncio.gather(*[store.move(name, "confirm", name) for name in names]))
+    served = [store.move(name, "serve", name, captured=100 * number) for number, name in enumerate(names)]
+    assert all(await asyncio.gather(*served))
+    account = Account.of("eip155:8453", "0xa", "0xpayer")
+    assert (await store.balance(account)).available == sum(10_000 - 100 * number for number in range(21))
+    assert len(await store.entries(account)) == 21
+    assert await store.verify() == []
+
+
 async def test_a_failed_claim_can_be_claimed_again_and_no_other(store: Store) -> None:
     await store.claim(new_claim())
     await store.move("p", "fail", "a", reason="insufficient_funds")

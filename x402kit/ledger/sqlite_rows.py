@@ -11,6 +11,7 @@ from typing import Any, Final
 from ..model import Claim
 from .rules import MOVES
 from .sqlite_file import SQLiteFile, clock
+from .worker import ROWS, Together, execute_rows
 
 __all__ = ["COLUMNS", "NAMES", "SQLiteRows", "find", "move_sql"]
 
@@ -54,10 +55,10 @@ class SQLiteRows(SQLiteFile):
         ends = MOVES[move][1] in ("served", "failed", "credited", "unknown")
         if ends:
             columns["lease_until"] = 0
-        sql = move_sql(table, move, tuple(columns), owner is not None)
+        sql, together = _moves(table, move, tuple(columns), owner is not None)
         values = (*columns.values(), payment_id) if owner is None else (*columns.values(), payment_id, owner)
         try:
-            return await self._write(lambda c: c.execute(sql, values).rowcount == 1)
+            return await self._write(lambda c: c.execute(sql, values).rowcount == 1, together, values)
         finally:
             if ends and owner is not None:
                 # Done or not: whoever asked works on it no more, and its lease must be able to end.
@@ -89,18 +90,40 @@ def find(connection: sqlite3.Connection, table: str, payment_id: str) -> Claim |
 
 
 @lru_cache(maxsize=128)
-def move_sql(table: str, move: str, columns: tuple[str, ...], owned: bool) -> str:
-    """The one statement that makes a move: the states that it may start from guard it, and its owner."""
-    start, end = MOVES[move]
-    states = "', '".join(start)
-    owner = " AND owner = ?" if owned else ""
-    sets = ", ".join(filter(None, (f"state = '{end}'", _assignments(columns))))
-    return f"UPDATE {table} SET {sets} WHERE payment_id = ? AND state IN ('{states}'){owner}"
+def _moves(table: str, move: str, columns: tuple[str, ...], owned: bool) -> tuple[str, Together]:
+    """How rows are moved, one or many: by values of the columns, the payment's id and the owner."""
+    one, many = (move_sql(table, move, columns, owned, rows) for rows in (1, ROWS))
+
+    def together(connection: sqlite3.Connection, values: list[tuple[Any, ...]]) -> list[bool]:
+        execute_rows(connection, one, many, values)
+        return [True] * len(values)
+
+    return one, together
 
 
 @lru_cache(maxsize=128)
-def _assignments(columns: Sequence[str]) -> str:
+def move_sql(table: str, move: str, columns: tuple[str, ...], owned: bool, rows: int = 1) -> str:
+    """The one statement that makes a move: the states that it may start from guard it, and its owner. With more
+    ``rows`` than one it moves so many, by as many times the values.
+    """
+    start, end = MOVES[move]
+    states = "', '".join(start)
+    mark = "?{}" if rows == 1 else "v.column{}"
+    count = len(columns) + 1 + owned
+    values = ", ".join([f"({', '.join('?' * count)})"] * rows)
+    owner = f" AND {table}.owner = {mark.format(count)}" if owned else ""
+    sets = ", ".join(filter(None, (f"state = '{end}'", _assignments(columns, mark))))
+    return (
+        f"UPDATE {table} SET {sets}"
+        + (f" FROM (VALUES {values}) AS v" if rows > 1 else "")
+        + f" WHERE payment_id = {mark.format(len(columns) + 1)} AND state IN ('{states}'){owner}"
+    )
+
+
+@lru_cache(maxsize=128)
+def _assignments(columns: Sequence[str], mark: str = "?{}") -> str:
     unknown = set(columns) - _SETTABLE
     assert not unknown, unknown
+    marks = {name: mark.format(number) for number, name in enumerate(columns, 1)}
     # A payment is never charged for more than it brought (rules.payment).
-    return ", ".join("captured = min(?, amount)" if name == "captured" else f"{name} = ?" for name in columns)
+    return ", ".join(f"{name} = " + (f"min({at}, amount)" if name == "captured" else at) for name, at in marks.items())

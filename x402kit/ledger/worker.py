@@ -16,11 +16,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from ..errors import RailUnavailable, X402KitError
 
-__all__ = ["NotAll", "Together", "Worker"]
+__all__ = ["ROWS", "NotAll", "Together", "Worker", "execute_rows"]
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], Any]
@@ -32,10 +32,25 @@ _Item = tuple[Operation, "asyncio.Future[Any]", Any]
 _Answer = tuple["asyncio.Future[Any]", Any, BaseException | None]
 _Answers = list[_Answer]
 _BATCH = 512
+ROWS: Final = 8
+"""Moves in one statement: the statement's own costs are a third of a move's (8.8 instead of 13.2 µs)."""
 
 
 class NotAll(Exception):  # never leaves the store
     """Of operations that were executed together some found nothing to do; each must find out for itself."""
+
+
+def execute_rows(connection: sqlite3.Connection, one: str, many: str, rows: list[tuple[Any, ...]]) -> None:
+    """``many``, if it is not empty, is ``one`` for ``ROWS`` rows. Raises ``NotAll`` unless each row changed one."""
+    done = changed = 0
+    while many and done + ROWS <= len(rows):
+        values = [value for row in rows[done : done + ROWS] for value in row]
+        changed += connection.execute(many, values).rowcount
+        done += ROWS
+    if done < len(rows):
+        changed += connection.executemany(one, rows[done:]).rowcount
+    if changed != len(rows):
+        raise NotAll
 
 
 class _HalfDone(Exception):  # never leaves this file
