@@ -234,6 +234,8 @@ class Routes:
         Raises ``BadRequest`` where one request can be read as two with different prices (A08, A09).
         """
         found = self._remembered(scope)
+        if scope["type"] != "http" or _OVERRIDES.isdisjoint(dict(scope["headers"])):
+            return found
         for method in _overrides(scope):
             other = self._remembered({**scope, "method": method})
             if found is not None and other is not None and found.resource is not other.resource:
@@ -332,7 +334,5 @@ def _readings(scope: Mapping[str, Any]) -> set[str]:
 
 def _overrides(scope: Scope) -> set[str]:
     """The methods that a middleware of the app may put in the place of the request's, whichever header it takes."""
-    if scope["type"] != "http":
-        return set()
     values = {bytes(value).decode("latin-1").strip().upper() for name, value in scope["headers"] if name in _OVERRIDES}
     return values and values - {"", scope["method"]}

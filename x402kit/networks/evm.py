@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import MalformedPayment, MissingExtra, PaymentRefused
 from ..model import VALID_FOR_MAX, VALID_FOR_MIN, Authorization, Json, PaymentPayload, PaymentRequirements
-from ..money import MAX_AMOUNT, UINT256_MAX, Asset, parse_atomic
+from ..money import MAX_AMOUNT, Asset, parse_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -215,19 +215,12 @@ def _bytes(value: object, what: str) -> bytes:
     raise ValueError(f"{what} is not hexadecimal")
 
 
-def _nonce(value: object) -> bytes:
-    made = _bytes(value, "nonce")
-    if len(made) != 32:
-        raise ValueError("nonce is not 32 bytes")
-    return made
-
-
 def _signature(value: object) -> bytes:
     made = _bytes(value, "signature")
+    if len(made) == 65:
+        return made if made[64] >= 2 else made[:64] + bytes((made[64] + 27,))
     if not 0 < len(made) <= _SIGNATURE_MAX:
         raise ValueError("signature is empty or too long")
-    if len(made) == 65 and made[64] < 2:
-        made = made[:64] + bytes((made[64] + 27,))
     return made
 
 
@@ -236,16 +229,17 @@ def _transfer(payload: Json) -> Transfer:
     if not isinstance(authorization, dict):
         raise ValueError("authorization is missing")
     fields: Json = authorization  # pyright: ignore[reportUnknownVariableType]  # JSON
-    value = parse_atomic(fields.get("value"))
-    if value > UINT256_MAX:
-        raise ValueError("value is out of range")
+    get: Callable[[str], Any] = fields.get
+    nonce = _bytes(get("nonce"), "nonce")
+    if len(nonce) != 32:
+        raise ValueError("nonce is not 32 bytes")
     return Transfer(
-        _address_text(fields.get("from"), "from"),
-        _address_text(fields.get("to"), "to"),
-        value,
-        _time(fields.get("validAfter")),
-        _time(fields.get("validBefore")),
-        _nonce(fields.get("nonce")),
+        _address_text(get("from"), "from"),
+        _address_text(get("to"), "to"),
+        parse_atomic(get("value")),
+        _time(get("validAfter")),
+        _time(get("validBefore")),
+        nonce,
         _signature(payload.get("signature")),
     )
 

@@ -176,8 +176,10 @@ class Settler:
         intent = None
         try:
             intent = await rail.prepare(authorization, offer, _Held(self._store, claim.owner))
-            columns = {"reference": intent.reference, "intent": intent.blob, "wallet": intent.wallet}
-            moved = await self._store.move(claim.payment_id, "intend", claim.owner, nonce=intent.nonce, **columns)
+            reference, blob, wallet, nonce = intent
+            moved = await self._store.move(
+                claim.payment_id, "intend", claim.owner, reference=reference, intent=blob, wallet=wallet, nonce=nonce
+            )
         except ServerError:
             if intent is not None:
                 await rail.discard(intent, _Held(self._store, claim.owner))
@@ -189,8 +191,7 @@ class Settler:
         return intent
 
     async def _send(self, claim: Claim, intent: Intent, rail: Rail) -> Claim:
-        columns = {"reference": intent.reference, "intent": intent.blob, "wallet": intent.wallet}
-        claim = claim.changed(state="sent", nonce=intent.nonce, **columns)
+        claim = claim.sent(intent)
         try:
             outcome = await rail.send(intent)
             if outcome.state == "pending":
@@ -205,19 +206,20 @@ class Settler:
         """Write down what became of a settlement. What can't be written now is found again by ``reconcile``."""
         owner = claim.owner or None
         now = int(time.time())
-        if outcome.state == "settled":
+        state, _, reference, block, block_hash, log_index, final, *_ = outcome
+        if state == "settled":
             columns: dict[str, Any] = {
-                "reference": outcome.reference or claim.reference,
-                "block": outcome.block,
-                "block_hash": outcome.block_hash,
-                "log_index": outcome.log_index,
+                "reference": reference or claim.reference,
+                "block": block,
+                "block_hash": block_hash,
+                "log_index": log_index,
                 "settled_at": now,
-                "final": int(outcome.final),
+                "final": int(final),
                 "next_check": now + 60,
             }
             if await self._store.move(claim.payment_id, "confirm", owner, **columns):
                 return claim.changed(state="settled", **columns)
-        elif outcome.state == "failed":
+        elif state == "failed":
             if outcome.never_sent:
                 # Before the claim ends: who dies in between leaves a claim to be sent again, not a nonce held for ever.
                 blob = Intent(claim.reference, claim.intent, claim.wallet, claim.nonce)
@@ -230,7 +232,7 @@ class Settler:
                 await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
             age = now - claim.created_at
             wait = next((step for step in _AGAIN if age <= step * 3), _AGAIN[-1])
-            reference = outcome.reference or claim.reference
+            reference = reference or claim.reference
             if await self._store.move(claim.payment_id, "lose", owner, next_check=now + wait, reference=reference):
                 return claim.changed(state="unknown", reference=reference)
         return await self._store.get(claim.payment_id) or claim

@@ -18,13 +18,14 @@ from ..model import NESTING_MAX, Json
 
 __all__ = ["b64decode", "b64encode", "b64url", "b64url_decode", "dump_json", "parse_json", "parse_object"]
 
+_a2b, _b2a = binascii.a2b_base64, binascii.b2a_base64
 _DIGITS_MAX = 78
 _CONTAINERS_MAX = 16_384
 
 
 def b64encode(data: bytes) -> str:
     """Standard alphabet, padded: what we emit."""
-    return binascii.b2a_base64(data, newline=False).decode("ascii")
+    return _b2a(data, newline=False).decode("ascii")
 
 
 def b64url(data: bytes) -> str:
@@ -50,11 +51,11 @@ def b64decode(text: str) -> bytes:
             raise ValueError("base64 padding is wrong")
         text += "=" * (-len(text) % 4)
     try:
-        data = binascii.a2b_base64(text, strict_mode=True)
+        data = _a2b(text, strict_mode=True)
     except (binascii.Error, UnicodeError) as e:
         raise ValueError("not base64") from e
     # Strict mode lets the bits through that the last, incomplete group does not use.
-    if (rest := len(data) % 3) and b64encode(data[-rest:]) != text[-4:]:
+    if (rest := len(data) % 3) and _b2a(data[-rest:], newline=False) != text[-4:].encode("ascii"):
         raise ValueError("base64 is not canonical")
     return data
 

@@ -6,7 +6,7 @@ two spellings. All parsers raise ``ValueError``; whoever reads a request turns t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final
 
@@ -117,11 +117,12 @@ def find_payment(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     The same value under two spellings is one payment; anything else that comes twice is ``MalformedPayment`` (A11), and
     one over the limit ``HeaderTooLarge`` (K01), both before anything is decoded.
     """
+    shown = [pair for pair in headers if pair[0] in PAYMENT_HEADERS]
+    if len(shown) == 1 and len(shown[0][1]) <= HEADER_MAX:  # the usual one needs no further look
+        return shown[0][1]
     found: bytes | None = None
     seen: set[bytes] = set()
-    for name, value in headers:
-        if name not in PAYMENT_HEADERS:
-            continue
+    for name, value in shown:
         if name in seen or (found is not None and value != found):
             raise MalformedPayment("more than one payment in the request")
         if len(value) > HEADER_MAX:
@@ -176,15 +177,28 @@ def _version(obj: Mapping[str, Any]) -> int:
 
 def parse_requirements(obj: Json) -> PaymentRequirements:
     """One entry of ``accepts[]``, of either version; the network comes out as CAIP-2."""
-    return PaymentRequirements(
-        _text(obj, "scheme", 64),
-        caip2(_text(obj, "network", 128)),
-        _amount(obj),
-        _text(obj, "asset", 128),
-        _text(obj, "payTo", 128),
-        _seconds(obj, "maxTimeoutSeconds"),
-        _object(obj, "extra"),
-    )
+    get: Callable[[str], Any] = obj.get
+    scheme, network, asset, pay_to = get("scheme"), get("network"), get("asset"), get("payTo")
+    seconds = get("maxTimeoutSeconds")
+    extra: Json | None = get("extra")
+    # In one look, since every payment has one of these; what is wrong with it is found out field by field.
+    if not (
+        isinstance(scheme, str)
+        and isinstance(network, str)
+        and isinstance(asset, str)
+        and isinstance(pay_to, str)
+        and isinstance(extra, dict)
+        and type(seconds) is int
+        and 0 < len(scheme) <= 64
+        and 0 < len(network) <= 128
+        and 0 < len(asset) <= 128
+        and 0 < len(pay_to) <= 128
+        and 0 < seconds < 2**31
+    ):
+        scheme, network = _text(obj, "scheme", 64), _text(obj, "network", 128)
+        asset, pay_to = _text(obj, "asset", 128), _text(obj, "payTo", 128)
+        seconds, extra = _seconds(obj, "maxTimeoutSeconds"), _object(obj, "extra")
+    return PaymentRequirements(scheme, V1_NETWORKS.get(network, network), _amount(obj), asset, pay_to, seconds, extra)
 
 
 def parse_payment_payload(obj: Json) -> PaymentPayload:
