@@ -212,8 +212,10 @@ async def test_a_job_is_charged_when_it_ends_at_the_rate_it_was_paid_at(till: Ti
     assert (await till.show("/job", bought.l402)).status == 202
     assert (await till.store.balance(till.account(bought.offer.hash))).held == FIXED
     assert (await till.known(bought)).kept_until > time.time() + 500  # who lost the answer can still ask for it
+    await till.reprice("200000")
     await till.paywall.finish(till.job, "$0.004")
     assert await till.left(bought) == 6000
+    await till.reprice("100000")
     failed = await till.buy("/job?2")
     assert (await till.show("/job?2", failed.l402)).status == 202
     await till.paywall.void(till.job)

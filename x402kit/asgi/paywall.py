@@ -15,10 +15,10 @@ from ..errors import ConfigError, HoldEnded
 from ..ledger.open import store_of
 from ..ledger.port import Store
 from ..model import Account, Claim, Entry, Hold
-from ..money import Usd, usd
+from ..money import Pegged, Usd, usd
 from ..networks.assets import TESTNETS
-from ..networks.lightning import Lightning
-from ..networks.lightning_port import REGTEST
+from ..networks.lightning import Lightning, Rate
+from ..networks.lightning_port import REGTEST, is_lightning
 from ..networks.port import Rail, paying
 from ..paywall.admission import Admissions
 from ..paywall.balances import Balances
@@ -26,7 +26,7 @@ from ..paywall.bearer import Bearers
 from ..paywall.binding import Quotes
 from ..paywall.challenge import Challenges
 from ..paywall.credentials import Credentials
-from ..paywall.invoices import Invoices
+from ..paywall.invoices import Invoices, rate_of
 from ..paywall.keeper import Keeper
 from ..paywall.links import Links
 from ..paywall.payouts import Payouts
@@ -261,17 +261,16 @@ class Paywall:
         return await self._payouts.withdraw(proven, self.balances.account(proven), amount)
 
     async def finish(self, job: str, cost: str | Usd) -> Entry:
-        """A job has ended and cost so much: charged from what its call reserved, the rest goes back to the payer.
+        """A job has ended and cost so much: charged from what its call reserved, the rest goes back to the payer. Over
+        Lightning at the rate that was paid at; from a balance in bitcoin at the one of now.
 
-        Raises ``HoldEnded`` when it was ended before, or its time was over: nothing moves then.
+        Raises ``HoldEnded`` when it was ended before, or its time was over, and ``RailUnavailable`` where a price of a
+        bitcoin is needed and there is none: nothing moves then.
         """
         hold = await self._job(job)
         amount = usd(cost) if isinstance(cost, str) else cost
-        if self.lightning is not None and hold.owner.startswith(self.lightning.network):
-            units = self.lightning.rate().atomic(amount)
-        else:
-            units = amount.atomic(self._decimals_of(hold))
-        return await self.store.capture(hold.id, units)
+        rate = await self._rate_of(hold) if is_lightning(hold.owner) else Pegged(self._decimals_of(hold))
+        return await self.store.capture(hold.id, rate.atomic(amount))
 
     async def void(self, job: str) -> Entry:
         """A job failed: all of its reserve goes back to the payer. Raises ``HoldEnded``."""
@@ -285,6 +284,14 @@ class Paywall:
                 raise HoldEnded("no_such_hold")
             await asyncio.sleep(_POLL_SECONDS)
         return hold
+
+    async def _rate_of(self, hold: Hold) -> Rate:
+        row = await self.store.get_invoice(hold.id.rpartition(":")[2]) if hold.id.startswith("job:") else None
+        if row is not None:
+            return rate_of(row)
+        if self.lightning is None:
+            raise ConfigError("a job is paid in bitcoin, and there is no Lightning rail to say what it is worth")
+        return self.lightning.rate()
 
     def _decimals_of(self, hold: Hold) -> int:
         for rail in self.rails:
