@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lightning_till import FIXED, Till, opened
+from x402kit.asgi import paywall
 from x402kit.devnet import LightningDevnet
 from x402kit.errors import HoldEnded
 
@@ -166,7 +167,8 @@ async def test_a_pass_that_nobody_came_for_is_a_pass_or_balance_and_never_both(
     assert (await till.left(hour), (await till.ask("/hour", hour.l402)).status) == (0, 402)
 
 
-async def test_a_job_within_a_pass_is_begun_once(till: Till) -> None:
+async def test_a_job_within_a_pass_is_begun_once(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paywall, "_JOB_WAIT_SECONDS", 0.05)
     bought = await till.buy("/jobs")
     answer = await till.ask("/jobs", bought.l402)
     assert (answer.status, len(till.runs)) == (202, 1)
