@@ -309,8 +309,9 @@ class Invoices:
         """What the node says by itself, so that a payment is known at once."""
         while True:
             try:
-                async for payment_hash in self.rail.node.subscribe():
-                    await self._heard(payment_hash)
+                async with contextlib.aclosing(self.rail.node.subscribe()) as told:
+                    async for payment_hash in told:
+                        await self._heard(payment_hash)
             except RailUnavailable:
                 log.warning("the Lightning node tells nothing of itself now; it is asked again")
             except Exception:  # the background border: ``check`` comes to what is not heard
