@@ -243,17 +243,15 @@ async def test_G10_what_could_be_read_in_two_ways_is_not_read(till: Till) -> Non
     document = json.dumps({"challenge": echo, "payload": {"preimage": bought.preimage}})
     twice = document.replace('"payload":', '"payload": {"preimage": "' + "00" * 32 + '"}, "payload":')
     inner = document.replace('"realm":', '"realm": "evil.example", "realm":')
-    upper = document.replace(
-        bought.preimage, bought.preimage.upper() if bought.preimage.upper() != bought.preimage else ""
-    )
+    upper = document.replace(bought.preimage, bought.preimage.upper())
     for text in (twice, inner, upper, document[:-1], "[]", "{}"):
         shown = urlsafe_b64encode(text.encode()).decode().rstrip("=")
         answer = await till.ask("/fixed", {"Authorization": f"Payment {shown}"})
         assert answer.status == 400, text
-    plain = json.dumps({"__proto__": {"a": 1}, "constructor": 1, **json.loads(document)})
-    shown = b64encode(plain.encode()).decode()
     assert till.runs == []
-    assert (await till.show("/fixed", {"Authorization": f"pAYMENT {shown}"})).status in (200, 400)
+    plain = json.dumps({"__proto__": {"realm": "evil.example"}, "constructor": 1, **json.loads(document)})
+    shown = b64encode(plain.encode()).decode()
+    assert (await till.show("/fixed", {"Authorization": f"pAYMENT {shown}"})).status == 200  # names that say nothing
 
 
 @pytest.mark.parametrize(
