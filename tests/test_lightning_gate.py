@@ -87,6 +87,7 @@ async def test_its_body_is_a_problem_a_challenge_of_x402_v1_and_the_invoice_in_w
     ("path", "wanted"),
     [
         ("/l402", ["L402"]),
+        ("/lsat", ["L402", "LSAT"]),
         ("/payment", ["lightning", "evm"]),
         ("/x402", []),
         ("/usdc", ["evm"]),
@@ -96,7 +97,16 @@ async def test_its_body_is_a_problem_a_challenge_of_x402_v1_and_the_invoice_in_w
 async def test_the_seller_chooses_what_a_route_is_offered_in(till: Till, path: str, wanted: list[str]) -> None:
     answer = await till.ask(path)
     assert (answer.status, lines(answer)) == (402, wanted)
-    assert bool(answer.header("payment-required")) is (path not in ("/l402", "/payment"))
+    assert bool(answer.header("payment-required")) is (path not in ("/l402", "/lsat", "/payment"))
+
+
+async def test_the_older_spelling_of_a_token_is_the_same_token(till: Till) -> None:
+    bought = await till.buy("/lsat")
+    older = bought.offer.answer.all("www-authenticate")[1]
+    assert older == f'LSAT macaroon="{bought.offer.token}", invoice="{bought.offer.invoice}"'
+    spelled = {"Authorization": bought.l402["Authorization"].replace("L402", "LSAT")}
+    assert (await till.show("/lsat", spelled)).status == 200
+    assert (await till.ask("/lsat", bought.l402)).header("payment-replayed") == "true"
 
 
 @pytest.mark.parametrize(

@@ -385,6 +385,7 @@ def app_of(till: Till) -> Starlette:
             *([priced("/usdc", "$0.01", networks=["eip155:8453"])] if till.paywall.rails else []),
             priced("/x402", "$0.01", protocols=["x402"]),
             priced("/l402", "$0.01", protocols=["l402"]),
+            priced("/lsat", "$0.01", protocols=["l402", "lsat"]),
             priced("/payment", "$0.01", protocols=["payment"]),
         ]
     )

@@ -12,7 +12,7 @@ from ..model import Invoice
 from ..paywall.bearer import pass_bound
 from ..paywall.challenge import Challenge
 from ..paywall.invoices import Invoices, Wanted, rate_of
-from ..paywall.resource import PROTOCOLS, Resource
+from ..paywall.resource import Resource
 from ..paywall.scheme import Scheme
 from ..paywall.tokens import Terms, Tokens
 from ..pricing import Quote
@@ -43,7 +43,7 @@ class Counter:
         Raises ``trouble``, ``RailUnavailable`` or ``TooManyRequests`` where there is nothing to offer at all.
         """
         resource, rail = request.resource, self.invoices.rail
-        spoken = {"l402", "payment"} & set(resource.protocols or PROTOCOLS)
+        spoken = {"l402", "lsat", "payment"} & set(resource.protocols or ("l402", "payment"))
         if resource.l402 is not None:
             spoken.discard("payment")
         if not spoken or (resource.networks and rail.network not in resource.networks):
@@ -82,13 +82,14 @@ class Counter:
         """L402 first: some clients look at nothing else (wire.md 6.2)."""
         made: list[tuple[str, bytes]] = []
         what = resource.l402
-        if "l402" in spoken:
+        if spoken & {"l402", "lsat"}:
             life = TOKEN_SECONDS if what is None or not what.seconds else what.seconds
             amount = invoice.amount if what is None else invoice.amount // what.calls
             terms = Terms(resource.id, bound.hex() if what is None else "", amount, invoice.expires_at + life)
             price = 0 if what is None else rate_of(invoice).price
             token = self._tokens.mint(invoice.payment_hash, terms, price)
-            made.append(("l402", challenge_header(token, invoice.bolt11)))
+            schemes = [scheme for scheme in ("L402", "LSAT") if scheme.lower() in spoken]
+            made += [("l402", challenge_header(token, invoice.bolt11, scheme)) for scheme in schemes]
         if "payment" in spoken:
             made.append(("lightning", self._scheme.over_lightning(invoice)))
         return tuple(made)

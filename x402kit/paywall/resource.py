@@ -14,7 +14,7 @@ from ..pricing import Pass, Price
 
 __all__ = ["PROTOCOLS", "Resource", "below_400"]
 
-PROTOCOLS: Final = frozenset(("x402", "l402", "payment"))
+PROTOCOLS: Final = frozenset(("x402", "l402", "lsat", "payment"))
 
 
 def below_400(status: int) -> bool:
@@ -32,8 +32,9 @@ class Resource:
     ``start_seconds``. ``report_usage`` puts the bill into the answer's ``usage.<service>``; ``ask_usage`` asks an
     OpenAI-shaped upstream to state a stream's usage.
 
-    ``protocols`` and ``networks`` (CAIP-2) are those that it is offered in; empty is all of the paywall's. ``l402`` is
-    what one L402 token buys where it is more than one call; the ``Payment`` scheme is not offered then over Lightning.
+    ``protocols`` and ``networks`` (CAIP-2) are those that it is offered in; empty is all of the paywall's. ``lsat`` is
+    the older spelling of ``l402``, for clients that know no other. ``l402`` is what one L402 token buys where it is
+    more than one call; the ``Payment`` scheme is not offered then over Lightning.
 
     For a top-up alone: ``credits``, the payment becomes balance; ``canonical`` is what of the body binds it; with
     ``amounts``, from the least to the most that may be credited, the payer chooses the amount, and the price is what is
@@ -75,4 +76,7 @@ class Resource:
 
     def takes(self, protocol: str, network: str) -> bool:
         """Whether it is offered in a protocol, and on a network."""
-        return (not self.protocols or protocol in self.protocols) and (not self.networks or network in self.networks)
+        spoken = self.protocols
+        if protocol == "l402" and "lsat" in spoken:
+            protocol = "lsat"
+        return (not spoken or protocol in spoken) and (not self.networks or network in self.networks)

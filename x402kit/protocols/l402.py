@@ -75,10 +75,14 @@ def token_text(token: Macaroon) -> str:
     return b64encode(serialize(token))
 
 
-def challenge_header(token: str, invoice: str) -> bytes:
-    """The value of the ``WWW-Authenticate`` line, in the order that every client reads. Raises ``ValueError`` (A14)."""
+def challenge_header(token: str, invoice: str, scheme: str = "L402") -> bytes:
+    """The value of the ``WWW-Authenticate`` line, in the order that every client reads. Raises ``ValueError`` (A14).
+
+    In the older spelling, ``LSAT``, there is neither ``version`` nor ``token``.
+    """
     macaroon = quoted(token)
-    return f'L402 macaroon={macaroon}, invoice={quoted(invoice)}, version="0", token={macaroon}'.encode("ascii")
+    more = "" if scheme == "LSAT" else f', version="0", token={macaroon}'
+    return f"{scheme} macaroon={macaroon}, invoice={quoted(invoice)}{more}".encode("ascii")
 
 
 def credential_header(token: str, preimage: str, scheme: str = "L402") -> str:
