@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 
 from tests.support.asking import Answer
-from tests.support.lightning_till import FIXED, Till, opened, read_offer, rest
+from tests.support.lightning_till import FIXED, Price, Till, WaryNode, opened, read_offer, rest
+from tests.support.rails import OfflineRail
+from x402kit import Paywall
 from x402kit.asgi import counter
 from x402kit.devnet import LightningDevnet
-from x402kit.errors import RailUnavailable, TooManyRequests
-from x402kit.networks.lightning_port import InvoiceState
+from x402kit.errors import ConfigError, RailUnavailable, TooManyRequests
+from x402kit.networks.lightning import Lightning
+from x402kit.networks.lightning_port import BITCOIN, TESTNET, InvoiceState
+from x402kit.networks.lnd import Lnd
 from x402kit.paywall import invoices
 
 DAY = 86_400
@@ -321,3 +325,39 @@ async def test_I01_a_node_that_hangs_keeps_no_challenge_of_the_other_rails_waiti
     await asyncio.sleep(0.4)
     assert over_lightning(await till.ask("/fixed"))  # it was made meanwhile
     assert till.node.made == 2
+
+
+async def test_I01_a_stream_that_breaks_is_listened_to_again(
+    lightning: LightningDevnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invoices, "_LISTEN_AGAIN", 0.05)
+    broken: list[str] = []
+    listened = WaryNode.subscribe
+
+    async def subscribe(node: WaryNode) -> AsyncGenerator[str]:
+        if len(broken) < 2:
+            broken.append("off")
+            raise (RailUnavailable if len(broken) == 1 else RuntimeError)("the node is away")
+        async for payment_hash in listened(node):
+            yield payment_hash
+
+    monkeypatch.setattr(WaryNode, "subscribe", subscribe)
+    async with opened(lightning, tmp_path / "payments.db") as till:
+        for number in range(30):  # what is paid while nobody listens is found by a look, later
+            bought = await till.buy(f"/fixed?{number}")
+            await asyncio.sleep(0.2)
+            if await till.state(bought) == "settled":
+                break
+        else:
+            raise AssertionError("nobody listens any more")
+        assert len(broken) == 2
+
+
+async def test_L07_a_node_on_another_network_does_not_start(lightning: LightningDevnet, tmp_path: Path) -> None:
+    for network in (BITCOIN, TESTNET):
+        rail = Lightning(Lnd(lightning.seller.url, lightning.seller.macaroon), price=Price(), network=network)
+        paywall = Paywall([rail], tmp_path / "payments.db")
+        with pytest.raises(ConfigError, match="the Lightning node is on"):
+            await paywall.start()
+    with pytest.raises(ConfigError, match="real money or test money"):
+        Paywall([Lightning(WaryNode(lightning.seller), price=Price(), network=TESTNET), OfflineRail()], ":memory:")
