@@ -162,3 +162,21 @@ async def test_a_bitcoin_without_a_price_is_no_reason_to_lose_what_was_paid(
     assert (answer.status, len(answer.all("www-authenticate"))) == (402, 1)
     monkeypatch.undo()
     assert (await till.ask("/chat", used.l402, chat(1, 10))).status == 200
+
+
+async def test_H08_a_handler_that_always_fails_is_not_run_without_end_and_the_money_is_not_lost(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bought = await till.buy("/fixed")
+    till.failing = 100
+    answers = [await till.show("/fixed", bought.l402) for _ in range(12)]
+    statuses = [answer.status for answer in answers]
+    assert statuses == sorted(statuses, reverse=True)  # 500 for a while, then 403: never a 402 that asks for more
+    assert set(statuses) == {500, 403}
+    later = time.time() + 86_401
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: later)
+        await till.tidy()
+    till.failing = 0
+    assert await till.left(bought) == FIXED
+    assert (await till.ask("/fixed", bought.l402)).status == 200
