@@ -73,6 +73,8 @@ class Offered(NamedTuple):
 class _Open(NamedTuple):
     offered: Offered
     caller: str
+    seen: int
+    """When it was last known to be unpaid."""
 
 
 _Key = tuple[str, Wanted]
@@ -111,7 +113,7 @@ class Invoices:
         key = (caller, wanted)
         now = int(time.time())
         found = self._open.get(key)
-        if found is not None and found.offered.invoice.expires_at - now >= self.rail.invoice_seconds // 2:
+        if found is not None and await self._is_good(key, found, now):
             return found.offered
         if (making := self._making.get(key)) is not None:
             return await asyncio.shield(making)
@@ -121,6 +123,23 @@ class Invoices:
         if len(self._open) + len(self._making) >= self.rail.unpaid:
             return None
         return await self._made_once(key, lines)
+
+    async def _is_good(self, key: _Key, found: _Open, now: int) -> bool:
+        """Whether it lives long enough, and no other process has seen it paid: who is offered that can't pay it."""
+        if found.offered.invoice.expires_at - now < self.rail.invoice_seconds // 2:
+            return False
+        if found.seen >= now:
+            return True
+        try:
+            row = await self._store.get_invoice(found.offered.invoice.payment_hash)
+        except ServerError:
+            return True
+        if row is not None and row.state == "open":
+            if self._open.get(key) is found:
+                self._open[key] = found._replace(seen=now)
+            return True
+        self._drop_hash(found.offered.invoice.payment_hash)
+        return False
 
     async def _made_once(self, key: _Key, lines: Lines) -> Offered | None:
         """Several that ask for the same at once share one invoice, and one of them that leaves takes it from none."""
@@ -178,7 +197,7 @@ class Invoices:
             "btcUsdAt": rate.at,
         }
         offered = Offered(row, lines(row), dump_json(shown))
-        self._remember(key, _Open(offered, caller))
+        self._remember(key, _Open(offered, caller, now))
         return offered
 
     # What is open, in memory: for the limits, and to be offered again.
@@ -323,6 +342,8 @@ class Invoices:
             row = await self._store.get_invoice(payment_hash)
             if row is not None and row.state != "settled":
                 await self._look(row, int(time.time()))
+            else:
+                self._drop_hash(payment_hash)
         except ServerError as e:  # ``check`` comes to it
             log.warning("invoice %s: %s", payment_hash, e.reason)
 
