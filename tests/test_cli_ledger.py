@@ -271,6 +271,22 @@ def test_a_file_that_is_something_else_stays_as_it_is(tmp_path: Path, ledger: Le
         assert why in done.err
 
 
+def test_money_of_lightning_is_told_in_satoshi(tmp_path: Path) -> None:
+    network, payment_hash, place = "bip122:000000000019d6689c085ae165831e93", "ab" * 32, str(tmp_path / "sat.db")
+
+    async def fill() -> None:
+        store = SQLiteStore(place)
+        await store.start()
+        await store.deposit(Account.of(network, "btc", payment_hash), 30_931, "by hand")
+        await store.close()
+
+    asyncio.run(fill())
+    assert f"sat on lightning ({network})" in on_terminal("ledger", "totals", place).out
+    shown = on_terminal("ledger", "statement", payment_hash, place).out
+    assert f"{network}:{payment_hash} in sat on lightning" in shown
+    assert "now: 30.931 sat available, 0.000 sat held" in shown
+
+
 def test_a_database_out_of_reach_does_not_tell_its_password(ledger: Ledger) -> None:
     done = ledger("verify", "postgresql://me:hunter2@127.0.0.1:9/none")
     assert (done.status, done.out) == (2, "")

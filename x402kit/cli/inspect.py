@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import httpx
@@ -12,6 +14,7 @@ import httpx
 from ..model import BYTES_NESTED_MAX, Json
 from ..protocols import x402
 from .explain import explain_challenge, explain_receipt
+from .explain_auth import asks_for_payment, explain_auth
 from .explain_payment import explain_payment
 from .output import bold, dim, error, green, plain, red, wants_json, write_json
 from .reading import read
@@ -23,16 +26,18 @@ __all__ = ["add", "run"]
 
 _INPUT_MAX: Final = 1024 * 1024
 _SECONDS: Final = 20.0
-_DESCRIPTION = """Decode and explain an x402 header, or what a priced URL asks for, and say what is wrong with it.
+_AUTHENTICATE: Final = re.compile(r"[<>]?\s*www-authenticate\s*:\s*", re.IGNORECASE)
+_DESCRIPTION = """Explain an x402, L402 or Payment header, or what a priced URL asks for, and say what is wrong with it.
 
 X is one of
   - the value of PAYMENT-REQUIRED, PAYMENT-SIGNATURE (X-PAYMENT) or PAYMENT-RESPONSE, or such a header's whole line,
   - the JSON inside one of them,
+  - a WWW-Authenticate line of L402 or Payment, or its value,
   - a URL: it is asked once, without a payment, and nothing is ever paid,
-  - "-": one of the first two, from standard input.
+  - "-": one of the first three, from standard input.
 
 Exit status: 0 nothing is wrong, 1 something is, 2 wrong usage. In a pipe or with --json:
-  {"kind", "ok", "problems": [{"code", "detail"}], "notes": [...], "decoded"}
+  {"kind", "ok", "problems": [{"code", "detail"}], "notes": [...], "decoded"}, and "challenges" of WWW-Authenticate
 """
 
 
@@ -71,6 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
 def look_at_value(text: str) -> Report:
     """A header's value, line, or JSON."""
     report = Report()
+    line = _AUTHENTICATE.sub("", text.strip(), count=1)
+    if asks_for_payment([line]):
+        _challenged([line], report)
+        return report
     obj = read(text, report)
     if obj is not None:
         _explain(obj, report)
@@ -108,24 +117,46 @@ def _answered(answer: httpx.Response, report: Report) -> None:
         report.problem("not_402", f"it answered {answer.status_code}, not 402: it asks for no payment")
         return
     header = answer.headers.get(x402.PAYMENT_REQUIRED)
+    lines = answer.headers.get_list("WWW-Authenticate")
     body = _body(answer)
-    if header is not None:
-        obj = read(header, report)
-    elif body.lstrip().startswith("{"):
-        obj = read(body, report)
-    else:
-        obj = None
-        report.problem("no_challenge", "402 without PAYMENT-REQUIRED and without a JSON body: it is not x402")
-    if obj is None:
+    found = _x402_offers(header, body, report, alone=not asks_for_payment(lines))
+    if asks_for_payment(lines):
+        _challenged(lines, report)
+    elif not found:
         return
-    if report.kind != "payment-required":
-        report.problem("no_challenge", "402, and what came with it is no challenge of x402")
-        return
-    _explain(obj, report)
     if "no-store" not in answer.headers.get("cache-control", "").lower():
         report.problem("cacheable", "no Cache-Control: no-store: a cache may give this challenge to others")
+
+
+def _challenged(lines: Sequence[str], report: Report) -> None:
+    if report.kind == "unknown":
+        report.kind = "www-authenticate"
+        report.say("Challenges in WWW-Authenticate, of which one is to be paid")
+    explain_auth(lines, report, int(time.time()))
+
+
+def _x402_offers(header: str | None, body: str, report: Report, *, alone: bool) -> bool:
+    """Whether there is a challenge of x402; without one something is wrong, if nothing else asks for money."""
+    if header is None and not alone and not _is_challenge(body):
+        return False
+    if header is None and not body.lstrip().startswith("{"):
+        report.problem("no_challenge", "402 without a challenge of x402, L402 or Payment, and without a JSON body")
+        return False
+    obj = read(body if header is None else header, report)
+    if obj is None:
+        return False
+    if report.kind != "payment-required":
+        report.problem("no_challenge", "402, and what came with it is no challenge of x402, L402 or Payment")
+        return False
+    _explain(obj, report)
     if header is not None:
         _compare(obj, body, report)
+    return True
+
+
+def _is_challenge(body: str) -> bool:
+    inner = Report()
+    return body.lstrip().startswith("{") and read(body, inner) is not None and inner.kind == "payment-required"
 
 
 def _body(answer: httpx.Response) -> str:

@@ -16,10 +16,8 @@ from ..errors import ConfigError, ServerError
 from ..ledger.open import store_of
 from ..ledger.port import Fault, Store
 from ..model import Account, Entry
-from ..money import format_units
-from ..networks.assets import find_asset
 from .output import bold, dim, error, green, plain, red, wants_json, write_json
-from .report import network_text
+from .report import asset_text, network_text, number_text
 from .status import ERROR, OK, UNREACHABLE
 
 __all__ = ["add", "run"]
@@ -35,6 +33,7 @@ LEDGER is a file or postgresql://…; without it X402KIT_LEDGER, or payments.db.
 pipe or with --json, JSON. Status 0: fine; 1: faults found; 2: no such ledger; 6: out of reach or busy, ask again.
 """
 _LEDGER: Final = "X402KIT_LEDGER"
+_ACCOUNT: Final = "a wallet's address, or network:address such as eip155:8453:0x…; of Lightning, a payment hash"
 _PAGE: Final = 200
 _NUMBERS: Final = ("external", "available", "held", "revenue", "suspense")
 _Work = Callable[[Store, argparse.Namespace], Awaitable[int]]
@@ -52,7 +51,7 @@ def add(commands: Any) -> None:
     for name, work in (("verify", _verify), ("rebuild", _rebuild), ("totals", _totals), ("statement", _statement)):
         made = works.add_parser(name)
         if work is _statement:
-            made.add_argument("account", help="a wallet's address, or network:address such as eip155:8453:0x…")
+            made.add_argument("account", help=_ACCOUNT)
             made.add_argument("--limit", type=_count, default=50, help="how many entries, the last ones (50)")
         made.add_argument("ledger", nargs="?", help=f"a file or postgresql://… (without it {_LEDGER})")
         made.add_argument("--json", action="store_true", help="JSON, on a terminal too")
@@ -200,18 +199,15 @@ def _count(text: str) -> int:
 
 def _asset_text(asset: str) -> str:
     network, _, address = asset.partition("/")
-    known = find_asset(network, address)
-    return f"{known.symbol if known else address} on {network_text(network)}"
+    return f"{asset_text(network, address)} on {network_text(network)}"
 
 
 def _number(amount: int, asset: str) -> str:
-    """In whole units; in atomic ones where we don't know the asset's decimals."""
     network, _, address = asset.partition("/")
-    known = find_asset(network, address)
-    return format_units(amount, known.decimals) if known else str(amount)
+    return number_text(amount, network, address)
 
 
 def _money(amount: int, asset: str) -> str:
     network, _, address = asset.partition("/")
-    known = find_asset(network, address)
-    return f"{_number(amount, asset)} {known.symbol if known else 'atomic units'}"
+    unit = asset_text(network, address)
+    return f"{_number(amount, asset)} {unit if unit != address else 'atomic units'}"

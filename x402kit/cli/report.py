@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ..model import Json
 from ..money import Asset, format_units
 from ..networks import evm
 from ..networks.assets import TESTNETS, find_asset
-from ..networks.lightning_port import is_lightning
+from ..networks.lightning_port import BITCOIN, REGTEST, SIGNET, TESTNET, is_lightning
 from ..protocols.x402 import v1_network
 
-__all__ = ["Finding", "Report", "amount_text", "network_text"]
+__all__ = ["Finding", "Report", "amount_text", "asset_text", "network_text", "number_text"]
+
+_LIGHTNING: Final = {
+    BITCOIN: "lightning",
+    TESTNET: "lightning testnet",
+    SIGNET: "lightning signet",
+    REGTEST: "lightning regtest",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +85,28 @@ class Report:
 
 def network_text(network: str) -> str:
     """A CAIP-2 network with its short name, where it has one."""
-    name = v1_network(network)
+    name = _LIGHTNING.get(network) or v1_network(network)
     return f"{name} ({network})" if name else network
 
 
-def amount_text(amount: int, network: str, address: str) -> str:
-    """An amount in whole units; in atomic units where we don't know the asset, for its decimals are only claimed."""
+def asset_text(network: str, address: str) -> str:
+    """The unit that ``number_text`` writes amounts in; the address where we don't know the asset."""
     if is_lightning(network):
-        return f"{format_units(amount, 3)} sat"
+        return "sat"
     asset = find_asset(network, address)
-    if asset is None:
-        return f"{amount} atomic units of the unknown asset {address}"
-    return f"{format_units(amount, asset.decimals)} {asset.symbol}"
+    return asset.symbol if asset else address
+
+
+def number_text(amount: int, network: str, address: str) -> str:
+    """An amount in whole units, in satoshi on Lightning; in atomic units where we don't know the asset."""
+    if is_lightning(network):
+        return format_units(amount, 3)
+    asset = find_asset(network, address)
+    return format_units(amount, asset.decimals) if asset else str(amount)
+
+
+def amount_text(amount: int, network: str, address: str) -> str:
+    """An amount with its unit; in atomic units where we don't know the asset, for its decimals are only claimed."""
+    known = is_lightning(network) or find_asset(network, address) is not None
+    unit = asset_text(network, address)
+    return f"{number_text(amount, network, address)} {unit if known else f'atomic units of the unknown asset {unit}'}"
