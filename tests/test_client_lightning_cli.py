@@ -61,9 +61,8 @@ def test_pay_on_a_terminal_in_words(seller: AuthSeller, env: dict[str, str]) -> 
     seller.calls = 2
     shown = on_terminal(*arguments(seller), env=env)
     assert shown.status == 0
-    assert f"paid 21.000 sat on {REGTEST}" in shown.out
-    assert "from lightning" in shown.out
-    assert f"transaction {seller.settled()[0]}" in shown.out
+    assert f"paid 21.000 sat on lightning regtest ({REGTEST})" in shown.out
+    assert f"payment hash {seller.settled()[0]}" in shown.out
     assert "paid before: a token of the payment" in on_terminal(*arguments(seller), env=env).out
 
 
@@ -94,3 +93,22 @@ def test_pay_2_without_a_price_and_a_sellers_node_is_left_alone(seller: AuthSell
     seller.speaks = ("l402",)
     other = run(*arguments(seller), env={**env, "X402KIT_EVM_KEY": KEY})
     assert (other.status, seller.settled()) == (3, [])
+
+
+def test_pay_2_without_a_wallet_and_with_a_key_that_is_no_file(seller: AuthSeller, tmp_path: Path) -> None:
+    bare = run(*arguments(seller), env={"XDG_STATE_HOME": str(tmp_path)})
+    assert bare.status == 2
+    assert "or a Lightning node: X402KIT_LIGHTNING_URL" in bare.err
+    secret = "00aa" * 8
+    given = ("--lightning", "lnd+http://127.0.0.1:1", "--lightning-key", secret, "--btc-usd", "100000")
+    done = run(*arguments(seller, *given), env={"XDG_STATE_HOME": str(tmp_path)})
+    assert done.status == 2
+    assert "X402KIT_LIGHTNING_KEY takes a value" in done.err
+    assert secret not in done.err
+
+
+def test_pay_3_with_a_macaroon_that_may_not_pay_is_said_once(
+    seller: AuthSeller, env: dict[str, str], lightning: LightningDevnet
+) -> None:
+    done = run(*arguments(seller), env={**env, "X402KIT_LIGHTNING_KEY": lightning.payer.invoice_macaroon})
+    assert (done.status, said(done)["error"]) == (3, "not_accepted")

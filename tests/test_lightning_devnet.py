@@ -294,3 +294,5 @@ def test_the_command_shows_people_both_nodes() -> None:
     assert "seller       http://127.0.0.1:" in text
     assert "payer        http://127.0.0.1:" in text
     assert "(invoices only)" in text
+    assert text.count("export X402KIT_LIGHTNING_URL=lnd+http://127.0.0.1:") == 2
+    assert text.count("export X402KIT_LIGHTNING_KEY=") == 2

@@ -7,6 +7,7 @@ status. On a terminal they write for people; in a pipe, or with ``--json``, JSON
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (devnet, demo, inspect, pay, wallet, ledger):
         command.add(commands)
     arguments = parser.parse_args(argv)
+    # What the payer logs is also raised, and the commands say it: once, and as JSON where that is wanted.
+    logging.getLogger("x402kit.client").addHandler(logging.NullHandler())
     try:
         return int(arguments.run(arguments))
     except X402KitError as e:

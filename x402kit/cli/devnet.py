@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from ..devnet import EvmDevnet, LightningDevnet, SvmDevnet, ToolMissing
 from ..money import format_units
@@ -28,6 +28,8 @@ added, with a channel between them and LND's REST API; the first is the seller's
 Account 0 is the seller's settlement wallet, account 1 a payer with 1 000 USDC. The keys are public and worth nothing.
 Runs until Ctrl-C or SIGTERM, and leaves nothing behind.
 """
+_BTC_USD: Final = "100000"
+"""What a bitcoin counts in the lines that are printed: any price does on this machine."""
 
 
 class _Stopped(BaseException):
@@ -112,32 +114,36 @@ def _show(evm: EvmDevnet, svm: SvmDevnet | None, lightning: LightningDevnet | No
     print(f"{bold('EVM')}  {evm.rpc_url}  chain {evm.chain_id} (eip155:{evm.chain_id})")
     _accounts(evm.usdc, [(each.address, each.private_key, evm.balance_of(each.address)) for each in evm.accounts])
     seller, payer = evm.accounts[:2]
-    lines = [f"X402KIT_EVM_PAY_TO={seller.address}", f"X402KIT_EVM_KEY={seller.private_key}"]
-    urls = f"X402KIT_EVM_RPC_URL={evm.rpc_url}"
+    sells = [f"ENV=devnet X402KIT_EVM_RPC_URL={evm.rpc_url}"]
+    sells += [f"EVM_PAY_TO={seller.address}", f"EVM_KEY={seller.private_key}"]
+    pays = [f"EVM_KEY={payer.private_key}"]
     if svm is not None:
         print(f"\n{bold('Solana')}  {svm.rpc_url}  {svm.network}")
         _accounts(svm.usdc, [(each.address, each.secret_key, svm.balance_of(each.address)) for each in svm.accounts])
-        lines += [f"X402KIT_SVM_RPC_URL={svm.rpc_url}", f"X402KIT_SVM_PAY_TO={svm.accounts[0].address}"]
-        lines += [f"X402KIT_SVM_KEY={svm.accounts[0].secret_key}"]
+        sells += [f"SVM_RPC_URL={svm.rpc_url}", f"SVM_PAY_TO={svm.accounts[0].address}"]
+        sells += [f"SVM_KEY={svm.accounts[0].secret_key}"]
+        pays += [f"SVM_KEY={svm.accounts[1].secret_key}"]
     if lightning is not None:
         _nodes(lightning)
-    print("\nFor a seller:")
-    print(f"  export X402KIT_ENV=devnet {urls}")
-    for line in lines:
-        print(f"  export {line}")
-    print("For a payer, in another shell:")
-    print(f"  export X402KIT_EVM_KEY={payer.private_key}")
-    if svm is not None:
-        print(f"  export X402KIT_SVM_KEY={svm.accounts[1].secret_key}")
+        sells += _variables(lightning.seller.url, lightning.seller.invoice_macaroon)
+        pays += _variables(lightning.payer.url, lightning.payer.macaroon)
+    for who, variables in (("For a seller:", sells), ("For a payer, in another shell:", pays)):
+        print(f"\n{who}" if variables is sells else who)
+        for each in variables:
+            print(f"  export X402KIT_{each}")
     print(f"\n{dim('The keys are public and worth nothing. Ctrl-C stops the chains.')}", flush=True)
 
 
+def _variables(url: str, macaroon: str) -> list[str]:
+    return [f"LIGHTNING_URL=lnd+{url} X402KIT_LIGHTNING_BTC_USD={_BTC_USD}", f"LIGHTNING_KEY={macaroon}"]
+
+
 def _nodes(lightning: LightningDevnet) -> None:
-    print(f"\n{bold('Lightning')}  {lightning.network}")
+    print(f"\n{bold('Lightning')}  {lightning.network} (regtest)")
     print("     LND's REST API; the header Grpc-Metadata-macaroon authorizes\n")
     for role, node in (("seller", lightning.seller), ("payer", lightning.payer)):
         print(f"  {role:<12} {node.url}  {node.pubkey}")
-        print(f"               {dim(node.macaroon)}")
+        print(f"               {dim(node.macaroon)} {dim('(all rights)')}")
         print(f"               {dim(node.invoice_macaroon)} {dim('(invoices only)')}")
 
 

@@ -16,13 +16,12 @@ __all__ = ["add_keys", "add_lightning", "dollars", "journal_path", "limits_of", 
 _AMOUNT: Final = re.compile(r"\$?\d+\.\d+\Z|\$\d+\Z", re.ASCII)
 
 
-def add_keys(parser: argparse.ArgumentParser) -> None:
-    """Keys, network, journal, and the cap that the journal keeps."""
+def add_keys(parser: argparse.ArgumentParser, networks: str = "base, solana") -> None:
+    """Keys, network, journal, and the cap that the journal keeps. ``networks``: those with a name of their own."""
     parser.add_argument("--max-per-day", type=dollars, metavar="USD", help="with what the journal holds of today")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="an EVM private key, 64 hex digits")
     parser.add_argument("--svm-keypair", type=Path, metavar="FILE", help="a Solana keypair, the usual JSON file")
-    names = "base, solana, lightning, or CAIP-2: nothing is paid elsewhere"
-    parser.add_argument("--network", metavar="NAME", help=names)
+    parser.add_argument("--network", metavar="NAME", help=f"{networks}, or CAIP-2: nothing is paid elsewhere")
     parser.add_argument("--journal", type=Path, metavar="FILE", help="~/.local/state/x402kit/journal.db if not given")
 
 
@@ -56,7 +55,9 @@ def read_wallets(arguments: argparse.Namespace) -> dict[str, Any]:
     given |= _given_node(arguments)
     made = given or _from_environment(arguments)
     if not made:
-        raise ConfigError("no wallet: set X402KIT_EVM_KEY or X402KIT_SVM_KEY, or give --key-file or --svm-keypair")
+        node = "; or a Lightning node: X402KIT_LIGHTNING_URL, or --lightning" if hasattr(arguments, "lightning") else ""
+        keys = "set X402KIT_EVM_KEY or X402KIT_SVM_KEY, or give --key-file or --svm-keypair"
+        raise ConfigError(f"no wallet: {keys}{node}")
     node = _variable("svm_rpc_url")
     return {**made, "svm_rpc": node} if node else made
 
@@ -75,6 +76,10 @@ def _given_node(arguments: argparse.Namespace) -> dict[str, Any]:
     if url is None:
         return {}
     key, cert = arguments.lightning_key, arguments.lightning_cert
+    if key is not None and not key.is_file():  # and its name is not shown: it may be the secret
+        raise ConfigError(
+            "--lightning-key is the path of a file, and there is none; X402KIT_LIGHTNING_KEY takes a value"
+        )
     secret = _variable("lightning_key") if key is None else str(key.absolute())
     return _node(url, secret, "" if cert is None else str(cert), _price(arguments))
 

@@ -13,6 +13,7 @@ import httpx
 
 from ..client import Payer, PayerError, PaymentInfo, payment_of
 from ..model import Json
+from ..networks.lightning_port import is_lightning
 from .keys import add_keys, add_lightning, dollars, journal_path, limits_of, read_wallets
 from .outcome import AGAIN, OPEN, failed, open_call, open_reference, say, state_of
 from .output import error, plain, write_json
@@ -59,7 +60,7 @@ def add(commands: Any) -> None:
         choices=("first", "only"),
         help="pay from the prepaid balance there; 'only': and never in another way",
     )
-    add_keys(parser)
+    add_keys(parser, "base, solana, lightning")
     add_lightning(parser)
     parser.add_argument("-L", "--location", action="store_true", help="follow redirects; only the first host is paid")
     parser.add_argument("-m", "--max-time", type=float, default=60.0, metavar="SECONDS", help="of silence; 60")
@@ -155,21 +156,32 @@ def _receipt(info: PaymentInfo, status: int, words: bool) -> None:
         return
     again = ", shown again" if info.replayed else ""
     if info.source == "token":
-        print(f"paid before: a token of the payment {plain(info.reference)} was taken", file=sys.stderr)
+        print(_by_token(info), file=sys.stderr)
         return
     if info.source == "balance":
         print(f"paid {_cost(info, price)} from the balance on {network_text(info.network)}{again}", file=sys.stderr)
     else:
         to = f" to {info.pay_to}" if info.pay_to else ""
         print(f"paid {price} on {network_text(info.network)}{to}{again}", file=sys.stderr)
-    print(f"     from {info.payer}", file=sys.stderr)
+    lightning = is_lightning(info.network)
+    if not lightning:
+        print(f"     from {info.payer}", file=sys.stderr)
     if info.transaction:
-        print(f"     transaction {plain(info.transaction)}", file=sys.stderr)
+        print(f"     {'payment hash' if lightning else 'transaction'} {plain(info.transaction)}", file=sys.stderr)
     if info.balance is not None:
         left = amount_text(info.balance, info.network, info.asset)
         print(f"     {left} are on the balance", file=sys.stderr)
     if not info.verified:
         error(f"the receipt is doubtful: {info.problem}")
+
+
+def _by_token(info: PaymentInfo) -> str:
+    reference = plain(info.reference)
+    if info.charged is None or info.replayed:
+        shown = ", and the stored answer shown again" if info.replayed else ""
+        return f"paid before: a token of the payment {reference} was taken{shown}"
+    cost = amount_text(info.charged, info.network, info.asset)
+    return f"paid {cost} from what was left of the payment {reference}, by its token"
 
 
 def _cost(info: PaymentInfo, price: str) -> str:
