@@ -54,6 +54,11 @@ class Rate(NamedTuple):
         """The inverse of ``str``. Raises ``ValueError``."""
         return cls(parse_units(text, _PRICE_DECIMALS), at)
 
+    @classmethod
+    def of(cls, amount: Usd, msat: int) -> Rate:
+        """At which so many dollars came to so many msat, or hardly more; when that was is not known."""
+        return cls(max(1, int(amount.value * _MSAT / msat)), 0)
+
     def worth(self) -> Worth:
         """The same as a sale needs it."""
         return Worth(_MSAT, Usd(Decimal(self.price)))

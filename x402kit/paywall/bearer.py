@@ -1,7 +1,7 @@
 """Paid over Lightning: an L402 token or a ``Payment`` credential, each with the preimage of an invoice of ours.
 
     the payment hash has        then
-    nothing, and no invoice     its balance, where it has one
+    nothing, and no invoice     its balance, where it has one; the node is asked first where commits were lost (J05)
     an invoice that is open     the node is asked: settled → a claim, served; not settled → 503; unpaid → 402
     a claim, settled            served, for the request that it was paid for; another is 402, and it stays good
     a claim, served             the stored answer while it is kept (C03); later, or for another request: its balance
@@ -31,7 +31,7 @@ from ..pricing.price import Fixed
 from .admission import Admission, Admissions, Shown, Via
 from .balances import Balances, Replay, Spender
 from .credit import credit
-from .invoices import WATCHER, Invoices, claim_id, rate_of
+from .invoices import WATCHER, Invoices, Wanted, claim_id, rate_of
 from .resource import Resource
 from .sale import BalanceSale, PassSale
 from .tokens import Terms
@@ -51,6 +51,10 @@ class Proof(Protocol):
 
     def price(self, route: str) -> int:
         """What a bitcoin was worth when calls of this route were sold with it; 0: they were not."""
+        ...
+
+    def sold(self) -> tuple[bytes, int]:
+        """The fingerprint of the one request that it was sold for, and the msat, where it says so."""
         ...
 
 
@@ -121,8 +125,12 @@ class Bearers:
     async def _new(self, bearer: Bearer, request: Request) -> Admission | BalanceSale | PassSale | Replay:
         row = await self._store.get_invoice(bearer.payment_hash)
         if row is None:
+            wanted = Wanted(request.resource.id, b"", request.ceiling)
+            row = await self._invoices.lost(bearer.payment_hash, wanted, *bearer.proof.sold())
+        if row is None:
             return await self._from_balance(bearer, request)
-        self._check(bearer, request, row.fingerprint, row)
+        if row.fingerprint:
+            self._check(bearer, request, row.fingerprint, row)
         owner = self._admissions.owner()
         claim = await self._invoices.settle(row, owner)
         if claim.owner == owner:

@@ -47,6 +47,9 @@ class _Token:
     def price(self, route: str) -> int:
         return self._tokens.price(self._shown, route)
 
+    def sold(self) -> tuple[bytes, int]:
+        return self._tokens.sold(self._shown)
+
 
 class Credentials:
     """Admits them. ``bearers`` is None where nothing is taken over Lightning."""

@@ -22,6 +22,7 @@ from ..money import Usd, format_units
 from ..networks.lightning import Lightning, Rate
 from ..protocols.encoding import dump_json, parse_object
 from .admission import UNSERVED_SECONDS
+from .recovery import commits_lost
 
 __all__ = ["WATCHER", "Invoices", "Offered", "Wanted", "claim_id", "rate_of"]
 
@@ -231,17 +232,41 @@ class Invoices:
         Raises ``PaymentRefused``: certain that it was not paid; ``RailUnavailable``: it is not settled yet, or the node
         can't say (G03, G06).
         """
+        return await self._claim(row, await self._came(row.payment_hash), owner)
+
+    async def _came(self, payment_hash: str) -> int:
+        """What the node says has come on an invoice whose preimage is known. Raises as ``settle`` does."""
         end = time.monotonic() + _SETTLING_SECONDS
         while True:
             async with self._slots:
-                found = await self.rail.node.look_up(row.payment_hash)
+                found = await self.rail.node.look_up(payment_hash)
             if found.state == "settled":
-                return await self._claim(row, found.received, owner)
+                return found.received
             if found.state == "dead":
                 raise PaymentRefused("invoice_unpaid")
             if time.monotonic() > end:
                 raise RailUnavailable("invoice_not_settled")
             await asyncio.sleep(0.1)
+
+    async def lost(self, payment_hash: str, wanted: Wanted, bound: bytes, amount: int) -> Invoice | None:
+        """The row of a paid invoice of ours that the ledger has lost (J05), made anew: ``wanted`` is what it is shown
+        for, ``bound`` and ``amount`` what it was sold for, where that is known. Else it becomes balance.
+
+        None where nothing was ever lost, or the books know the payment. Raises as ``settle`` does.
+        """
+        known = f"claim:{claim_id(payment_hash)}"
+        if not await commits_lost(self._store) or await self._store.entry(known) is not None:
+            return None
+        received = await self._came(payment_hash)
+        amount = amount or received
+        now, rate = int(time.time()), Rate.of(wanted.ceiling, amount)
+        quote = {"usd": f"{wanted.ceiling.value:f}", "rate": str(rate), "rate_at": now, "calls": 1, "seconds": 0}
+        row = Invoice(
+            payment_hash, self.rail.network, amount, "", bound, wanted.resource, dump_json(quote), now, now, now
+        )
+        await self._store.add_invoice(row)
+        log.error("ALERT: invoice %s was lost and is paid: %d msat", payment_hash, received)
+        return row
 
     async def _claim(self, row: Invoice, received: int, owner: str) -> Claim:
         """Write down that it is paid. What came above its amount is balance; with less, all of it is (G06)."""

@@ -10,6 +10,9 @@ which history of its database it is in. When that has changed, the payments sinc
     anything else            the store knows, or the reconciler finds out
 
 Goods may have gone out for a payment whose record is lost; then the payer has them and the balance, never neither.
+
+A Lightning node is not gone through: who paid comes with the preimage, and from then on the node is asked of an invoice
+that the ledger knows nothing of (``commits_lost``, invoices.py).
 """
 
 from __future__ import annotations
@@ -26,13 +29,19 @@ from ..model import VALID_FOR_MAX, Claim
 from ..money import MAX_AMOUNT
 from ..networks.port import Landed, Rail, ScanningRail, scanning
 
-__all__ = ["Recovery"]
+__all__ = ["Recovery", "commits_lost"]
 
 log = logging.getLogger("x402kit.recovery")
 
 _PLACE: Final = "place"
+_LOST: Final = "commits_lost"
 _EVERY: Final = 60.0
 """Seconds between two notes of the last block."""
+
+
+async def commits_lost(store: Store) -> bool:
+    """Whether the ledger has ever lost something, so that what it does not know may have been paid all the same."""
+    return await store.get_meta(_LOST) is not None
 
 
 class Recovery:
@@ -82,6 +91,7 @@ class Recovery:
         return await self._recover_all(since_block)
 
     async def _recover_all(self, since_block: int | None) -> bool:
+        await self._store.set_meta(_LOST, str(int(time.time())).encode())
         done = True
         for rail in self._rails:
             try:

@@ -41,6 +41,9 @@ class OverLightning(NamedTuple):
     def price(self, route: str) -> int:
         return 0
 
+    def sold(self) -> tuple[bytes, int]:
+        return b"", 0
+
 
 class OnChain(NamedTuple):
     """A credential for a charge on a chain as an x402 payment; its challenge is authentic."""

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from ..errors import PaymentRefused
+from ..money import parse_atomic
 from ..protocols import l402
 from ..protocols.caveats import CaveatRefused, check_caveats
 from ..protocols.macaroon import is_good, mint
@@ -33,8 +34,8 @@ _LOCATION: Final = "lsat"
 _ODD: Final = re.compile(r"[^A-Za-z0-9._-]")
 _LASTING: Final = 2
 """Of our own caveats, those that also bind the balance which a payment left over."""
-_ROUTE: Final = 3
-"""Of our own caveats, the one of the route."""
+_AMOUNT, _ROUTE, _MINTED = 2, 3, 5
+"""Of our own caveats, those of the amount and of the route; and how many there are, without the request's one less."""
 _ONE_CALL, _CALLS = b"\x00", b"\x01"
 """First byte of a token's id: whether we minted a ``request`` into it. The identifier is under the signature."""
 _PRICE_BYTES: Final = 8
@@ -87,6 +88,13 @@ class Tokens:
         sold = shown.token_id[:1] == _CALLS and shown.token.caveats[_ROUTE] == f"route={_quoted(route)}".encode()
         return int.from_bytes(shown.token_id[1 : 1 + _PRICE_BYTES], "big") if sold else 0
 
+    def sold(self, shown: l402.Credential) -> tuple[bytes, int]:
+        """The fingerprint of the request that a token was minted for, and its msat; nothing for several calls."""
+        if shown.token_id[:1] != _ONE_CALL:
+            return b"", 0
+        amount, _, request = (each.decode("ascii").partition("=")[2] for each in shown.token.caveats[_AMOUNT:_MINTED])
+        return bytes.fromhex(request), parse_atomic(amount)
+
     def check(self, shown: l402.Credential, terms: Terms, now: int, *, balance: bool = False) -> None:
         """What the caveats say of a call. Raises ``PaymentRefused``.
 
@@ -95,7 +103,7 @@ class Tokens:
         """
         caveats = shown.token.caveats
         if balance:
-            minted = 5 if shown.token_id[:1] == _ONE_CALL else 4
+            minted = _MINTED if shown.token_id[:1] == _ONE_CALL else _MINTED - 1
             caveats = (*caveats[:_LASTING], *caveats[minted:])
         try:
             check_caveats(
