@@ -255,12 +255,12 @@ class Till:
         return "" if found is None else found.state
 
     async def known(self, bought: Bought, *states: str) -> Claim:
-        """Wait until the ledger knows of a payment."""
+        """Wait until the ledger knows of a payment, and who wrote that down is done with it."""
         wanted = states or ("settled", "served", "credited")
 
         async def look() -> Claim | None:
             found = await self.claim(bought)
-            return found if found is not None and found.state in wanted else None
+            return found if found is not None and found.state in wanted and not found.lease_until else None
 
         made: Claim = await self.wait_for(look)
         return made
