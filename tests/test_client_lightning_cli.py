@@ -112,3 +112,13 @@ def test_pay_3_with_a_macaroon_that_may_not_pay_is_said_once(
 ) -> None:
     done = run(*arguments(seller), env={**env, "X402KIT_LIGHTNING_KEY": lightning.payer.invoice_macaroon})
     assert (done.status, said(done)["error"]) == (3, "not_accepted")
+
+
+def test_pay_1_with_a_token_at_a_call_that_fails(seller: AuthSeller, env: dict[str, str]) -> None:
+    seller.calls = 3
+    assert run(*arguments(seller), env=env).status == 0
+    seller.script = ["404"]
+    shown = on_terminal(*arguments(seller), env=env)
+    assert shown.status == 1
+    assert f"status 404: a token of the payment {seller.settled()[0]} was shown" in shown.out
+    assert "paid" not in shown.out.replace("of the payment", "")

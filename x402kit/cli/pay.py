@@ -156,7 +156,7 @@ def _receipt(info: PaymentInfo, status: int, words: bool) -> None:
         return
     again = ", shown again" if info.replayed else ""
     if info.source == "token":
-        print(_by_token(info), file=sys.stderr)
+        print(_by_token(info, status), file=sys.stderr)
         return
     if info.source == "balance":
         print(f"paid {_cost(info, price)} from the balance on {network_text(info.network)}{again}", file=sys.stderr)
@@ -175,8 +175,10 @@ def _receipt(info: PaymentInfo, status: int, words: bool) -> None:
         error(f"the receipt is doubtful: {info.problem}")
 
 
-def _by_token(info: PaymentInfo) -> str:
+def _by_token(info: PaymentInfo, status: int) -> str:
     reference = plain(info.reference)
+    if status >= 400 and info.charged is None:
+        return f"status {status}: a token of the payment {reference} was shown, and nothing is said of a charge"
     if info.charged is None or info.replayed:
         shown = ", and the stored answer shown again" if info.replayed else ""
         return f"paid before: a token of the payment {reference} was taken{shown}"
