@@ -135,11 +135,10 @@ class Jobs:
                 return
             bill, state = {"charged_usdc": "0.000000"}, "expired"
         else:
-            bill = {
-                "reserved_usdc": format_units(-entry.held, 6),
-                "charged_usdc": format_units(entry.revenue, 6),
-                "refunded_usdc": format_units(entry.available, 6),
-            }
+            # Over Lightning an account counts in millisatoshi.
+            unit, decimals = ("btc", 11) if entry.asset.endswith("/btc") else ("usdc", 6)
+            moved = {"reserved": -entry.held, "charged": entry.revenue, "refunded": entry.available}
+            bill = {f"{what}_{unit}": format_units(amount, decimals) for what, amount in moved.items()}
         sql = "UPDATE image_jobs SET state = ?, bill = ? WHERE id = ? AND state = 'queued'"
         await asyncio.to_thread(self._db.execute, sql, (state, json.dumps(bill), job.id))
 
