@@ -105,6 +105,13 @@ def test_1_where_there_is_no_wallet_service(shop: PrepaidShop, command: Command)
     assert "404" in json.loads(done.err)["message"]
 
 
+def test_1_where_there_are_no_withdrawals(shop: PrepaidShop, command: Command) -> None:
+    done = command("wallet", shop.wallet, "withdraw")
+    assert (done.status, done.out) == (1, "")
+    assert "there are no withdrawals at this URL: " in json.loads(done.err)["message"]
+    assert "404: not-found (" in json.loads(done.err)["message"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("top-up",), ("top-up", "1"), ("balance", "1.00"), ("take",), ("transactions", "--limit", "x"), ("top-up", "one")],

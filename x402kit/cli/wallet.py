@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 
-from ..client import Payer, PayerError, PrepaidWallet
+from ..client import Payer, PayerError, PrepaidWallet, WalletServiceError
 from ..model import Json
 from ..money import format_units
 from .keys import add_keys, dollars, journal_path, limits_of, read_wallets
@@ -35,6 +35,7 @@ in words, else, or with --json, JSON, one object on a line; amounts are then in 
 x402kit pay.
 """
 _COUNT: Final = 20
+_NOT_FOUND: Final = 404
 
 
 def add(commands: Any) -> None:
@@ -130,7 +131,12 @@ def _transactions(wallet: PrepaidWallet, arguments: argparse.Namespace, as_json:
 
 
 def _withdraw(wallet: PrepaidWallet, arguments: argparse.Namespace, as_json: bool) -> None:
-    made = wallet.withdraw(arguments.amount)
+    try:
+        made = wallet.withdraw(arguments.amount)
+    except WalletServiceError as e:
+        if e.status != _NOT_FOUND:
+            raise
+        raise PayerError(f"there are no withdrawals at this URL: {e}") from e
     if as_json:
         write_json(_digits(asdict(made)))
         return

@@ -245,7 +245,7 @@ def _read(reply: Reply) -> Json:
 def _refused(reply: Reply, said: Json) -> WalletServiceError:
     code = _text(said, "title") or _text(said, "code") or _text(said, "error")
     reason = _text(said, "reason") or _text(said, "message")
-    told = f"{code}: {reason}" if code and reason else code or reason or "it gave no reason that can be read"
+    told = ": ".join(dict.fromkeys(each for each in (code, reason) if each)) or "it gave no reason that can be read"
     detail = _text(said, "detail")
     told = f"{told} ({detail})" if detail else told
     plain = "".join(char for char in told[:300] if char.isprintable())
