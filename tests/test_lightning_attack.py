@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.support.auth_seller import AuthSeller, auth_serving
+from tests.support.lightning_shop import LightningShop, by_lightning, lightning_rail, lightning_shop
 from tests.support.lightning_till import Bought, WaryNode, opened
+from x402kit.client import Payer, PaymentOutcomeUnknown, payment_of
 from x402kit.devnet import LightningDevnet
 
 
@@ -88,3 +93,124 @@ async def test_J05_what_the_books_know_is_not_lost(
         assert await till.claim(bought) is None
         assert (await till.ask("/fixed", bought.l402)).status == 402
         assert len(till.runs) == 1
+
+
+# The payer: what it has bought for more calls than one
+
+
+class Losing(httpx.HTTPTransport):
+    """Loses the answers to the next so many requests that show something; ``status`` stands in for them, if set."""
+
+    lose = 0
+    status = 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = super().handle_request(request)
+        if self.lose and "authorization" in request.headers:
+            self.lose -= 1
+            answer.read()
+            if self.status:
+                return httpx.Response(self.status)
+            raise httpx.ReadError("lost", request=request)
+        return answer
+
+
+@pytest.fixture(scope="module")
+def running(lightning: LightningDevnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningShop]:
+    with lightning_shop([lightning_rail(lightning.seller)], tmp_path_factory.mktemp("shop")) as shop:
+        yield shop
+
+
+@pytest.fixture
+def shop(running: LightningShop) -> LightningShop:
+    return running.fresh()
+
+
+@pytest.fixture(scope="module")
+def server(lightning: LightningDevnet) -> Iterator[AuthSeller]:
+    with auth_serving(lightning.seller) as app:
+        yield app
+
+
+@pytest.fixture
+def seller(server: AuthSeller) -> AuthSeller:
+    return server.reset()
+
+
+@pytest.fixture
+def paying(lightning: LightningDevnet) -> Iterator[Payer]:
+    with contextlib.closing(by_lightning(lightning)) as payer:
+        yield payer
+
+
+def get(paying: Payer, url: str, losing: Losing | None = None) -> httpx.Response | None:
+    """None where no answer came."""
+    with httpx.Client(transport=paying.transport(losing or httpx.HTTPTransport()), timeout=20) as client:
+        try:
+            return client.get(url)
+        except (httpx.HTTPError, PaymentOutcomeUnknown):
+            return None
+
+
+def source(answer: httpx.Response | None) -> str:
+    assert answer is not None
+    assert answer.status_code == 200, answer.text
+    info = payment_of(answer)
+    assert info is not None
+    return info.source
+
+
+@pytest.mark.parametrize("script", [["500"] * 3, ["503"] * 3, ["drop"] * 3, ["404"]])
+def test_M03_a_pass_is_kept_although_its_first_call_failed(
+    seller: AuthSeller, paying: Payer, script: list[str]
+) -> None:
+    seller.calls, seller.script = 9, script
+    first = get(paying, seller.url + "/weather")
+    assert first is None or first.status_code >= 400
+    assert [row.state for row in paying.payments()] == ["unknown"]
+    assert [source(get(paying, seller.url + path)) for path in ("/other", "/weather")] == ["token"] * 2
+    assert [row.state for row in paying.payments()] == ["accepted"]
+    assert len(seller.settled()) == 1
+
+
+@pytest.mark.parametrize("status", [0, 502])
+def test_M02_a_call_of_a_pass_whose_answer_was_lost_is_one_call(
+    shop: LightningShop, paying: Payer, status: int
+) -> None:
+    losing = Losing()
+    losing.lose, losing.status = 2, status  # of the payment's own call, which is shown again by itself
+    assert source(get(paying, shop.url + "/pass", losing)) == "payment"
+    assert shop.runs == ["pass"]
+    losing.lose = 1
+    lost = get(paying, shop.url + "/pass", losing)
+    assert lost is None or lost.status_code == 502
+    again = get(paying, shop.url + "/pass", losing)
+    assert again is not None
+    assert (source(again), again.json(), again.headers["payment-replayed"]) == ("token", {"call": 2}, "true")
+    assert source(get(paying, shop.url + "/pass")) == "token"
+    assert shop.runs == ["pass"] * 3
+    assert [call.state for call in paying.balance_calls()] == ["answered"] * 2
+    assert source(get(paying, shop.url + "/pass")) == "payment"
+
+
+def test_a_place_that_refuses_everybody_is_no_reason_to_drop_a_token(seller: AuthSeller, paying: Payer) -> None:
+    seller.calls = 9
+    assert source(get(paying, seller.url + "/weather")) == "payment"
+    seller.script, seller.lines = ["401"], ['Bearer realm="staff"']
+    seller.refuses = 401
+    refused = get(paying, seller.url + "/staff")
+    assert refused is not None
+    assert refused.status_code == 401
+    seller.refuses, seller.lines = 402, None
+    assert source(get(paying, seller.url + "/other")) == "token"
+
+
+def test_a_call_that_is_too_dear_for_what_is_left_leaves_it_for_others(seller: AuthSeller, paying: Payer) -> None:
+    seller.calls = 9
+    assert source(get(paying, seller.url + "/weather")) == "payment"
+    seller.script, seller.lines = ["bare"], []
+    dear = get(paying, seller.url + "/dear")
+    assert dear is not None
+    assert dear.status_code == 402
+    seller.lines = None
+    assert source(get(paying, seller.url + "/other")) == "token"

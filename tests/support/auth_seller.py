@@ -2,7 +2,7 @@
 
 ``speaks`` are the challenges of its 402s, in their order. ``script`` says, in order, how each credential that is good
 is answered; when it is used up, the goods come. What was paid is good for ``calls`` calls. ``again``: the invoice that
-was made last is offered again; ``deaf``: whatever is shown, the answer is a challenge.
+was made last is offered again; ``deaf``: whatever is shown, the answer is a challenge, and ``refuses`` its status.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class AuthSeller:
     lie: Changes | None = None
     again: bool = False
     deaf: bool = False
+    refuses: int = 402
     invoices: list[str] = field(default_factory=list[str])
     bolt11: list[str] = field(default_factory=list[str])
     shown: list[str] = field(default_factory=list[str])
@@ -172,7 +173,7 @@ class AuthSeller:
 
     async def challenge(self, send: Send) -> None:
         lines = await asyncio.to_thread(self.challenges)
-        await _reply(send, 402, b"pay", [*(("www-authenticate", line) for line in lines), *self.extra])
+        await _reply(send, self.refuses, b"pay", [*(("www-authenticate", line) for line in lines), *self.extra])
 
     async def do_status(self, send: Send, paid: str, action: str) -> None:
         await _reply(send, int(action), action.encode(), [("retry-after", "0")])

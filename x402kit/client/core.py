@@ -13,7 +13,7 @@
            403      → used                                │    then the answer as it is, or PaymentOutcomeUnknown
            402      → PaymentNotAccepted (M01, M07)       └─ the row stays open: the next identical call shows it again
 
-Where a token is good for more calls, the first send has it: a 402 or 401 drops it, and the flow goes on as without.
+Where a token is good for more calls, the first send has it (on_token.py); a 402 or 401 to that goes on as without.
 What moved money for certain, as an invoice that was paid, is never followed by another payment in the same call.
 
 While its row is open (journal.py says how long), a payment keeps its request from being signed for again, so that an
@@ -34,13 +34,14 @@ from ..errors import NothingPayable, PayerError, PaymentNotAccepted, PaymentOutc
 from ..networks.facilitator_wire import is_used
 from ..networks.lightning_port import is_lightning
 from . import wallets
-from .auth_offers import AUTHORIZATION, AuthReader, charge_header, is_auth
+from .auth_offers import AuthReader, charge_header, is_auth
 from .balance import BalanceSetup, FromBalance, challenge_of, wait
 from .challenge import Challenge, Offer, payment_header
 from .journal import Journal, Payment
 from .journal_lightning import Invoice, Token
 from .lightning import Failed, LightningPayments, Unclear, is_unpaid, no_node, with_auth
 from .lightning_wallet import ADDRESS
+from .on_token import KEY, OnToken
 from .policy import Policy, Target, proposal
 from .receipts import PaymentInfo, read_payment, read_receipt, read_token
 from .signing import draft_of, prepare
@@ -97,6 +98,7 @@ class Attempt:
         self._asked = 0
         self._doubt = False
         self._balance = FromBalance(setup.balance, target)
+        self._on_token = OnToken(setup.journal, target, setup.now)
 
     def steps(self) -> Steps:
         """Returns the payment behind the driver's last answer, or None when it was not paid by us."""
@@ -198,12 +200,18 @@ class Attempt:
         lightning = self._setup.lightning
         can = lightning is not None and self._setup.policy.permits(self._target)
         token = (yield from lightning.token(self._target)) if lightning is not None and can else None
-        answer = yield from self._sent({} if token is None else {AUTHORIZATION: token.value})
-        if token is not None and lightning is not None and answer.status in (401, 402):
+        if token is None or lightning is None:
+            return (yield from self._sent({})), None
+        answer = yield from self._on_token.send(token)
+        if answer.status == 401:
+            yield Drop()
+            answer = yield from self._sent({})
+            if answer.status != 401:  # else it is not the token that is wrong
+                yield from lightning.drop(token)
+            return answer, None
+        # All over an origin a call may be dearer than what the token has left, which is good for others.
+        if answer.status == 402 and token.place != self._target.origin:
             yield from lightning.drop(token)
-            if answer.status == 401:
-                yield Drop()
-                return (yield from self._sent({})), None
         return answer, token
 
     def _sent(self, headers: dict[str, str]) -> Generator[Step, Any, Answer]:
@@ -300,7 +308,7 @@ class Attempt:
         self._doubt = not fresh and payment.state != "refused"
         attempt = 0
         while True:
-            result: Answer | Lost = yield Send({payment.header: payment.value}, self._setup.read_timeout)
+            result: Answer | Lost = yield Send(self._headers(payment), self._setup.read_timeout)
             again = isinstance(result, Lost) or result.status in AGAIN
             self._doubt |= result.sent if isinstance(result, Lost) else again
             if not again or attempt == self._setup.retries:
@@ -315,6 +323,13 @@ class Attempt:
                 raise result.error
             raise _unknown(payment.reference) from result.error
         return result
+
+    def _headers(self, payment: Payment) -> dict[str, str]:
+        """What shows a payment; one that bought several calls is, however often it is shown for this one, one call."""
+        headers = {payment.header: payment.value}
+        if is_lightning(payment.network) and not self._target.key:
+            headers[KEY] = f"pay-{payment.reference[:32]}"
+        return headers
 
     def _refused(self, payment: Payment, answer: Answer) -> Generator[Step, Any, list[Offer]]:
         """A 402 after a payment: the fresh offers where one more signature is allowed, else ``PaymentNotAccepted``.
@@ -356,7 +371,7 @@ class Attempt:
         elif info.returned or self._target.top_up is not None:
             self._setup.balance.sellers.learn(self._target.origin, network=payment.network)
         if state == "accepted" and self._setup.lightning is not None and is_lightning(payment.network):
-            yield from self._setup.lightning.keep(payment, self._target, has_rest=bool(info.returned))
+            yield from self._setup.lightning.keep(payment, has_rest=bool(info.returned))
         return info
 
     def _finish(
@@ -380,11 +395,12 @@ class Attempt:
     @property
     def in_use(self) -> bool:
         """Whether a payment, or a call from the balance, waits for ``completed`` or ``interrupted``."""
-        return self._in_use is not None or self._balance.in_use
+        return self._in_use is not None or self._balance.in_use or self._on_token.in_use
 
     def completed(self, info: PaymentInfo | None) -> None:
         """The answer's body has come, or was not wanted: the payment is accepted. Blocks."""
         self._balance.completed(info)
+        self._on_token.ended(None)
         payment, self._in_use = self._in_use, None
         if payment is not None and info is not None:
             self._write(payment.reference, "accepted", info.transaction, info.problem)
@@ -392,6 +408,7 @@ class Attempt:
     def interrupted(self, error: BaseException) -> None:
         """The call ends before its answer did (M12): a payment that was shown stays open. Blocks."""
         unknown = self._balance.interrupted(error)
+        self._on_token.ended(error)
         payment, self._in_use = self._in_use, None
         if payment is not None:
             unknown = _unknown(payment.reference)

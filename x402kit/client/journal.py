@@ -260,8 +260,10 @@ class Journal:
         with self._writing() as db:
             journal_lightning.note_pending(db, reference)
 
-    def paid(self, payment: Payment, value: str, micros: int, valid_before: int) -> Payment:
-        """An invoice was paid for ``micros``, fee and all: keep what is shown; what was counted more is given back."""
+    def paid(self, payment: Payment, value: str, micros: int, valid_before: int, token: Token | None = None) -> Payment:
+        """An invoice was paid for ``micros``, fee and all: keep what is shown, and a ``token`` for more calls that it
+        bought; what was counted more is given back.
+        """
         made = replace(payment, value=value, micros=micros, valid_before=valid_before)
         with self._writing() as db:
             for period in _periods(payment.created_at):
@@ -270,7 +272,14 @@ class Journal:
                 "UPDATE payments SET value = ?, micros = ?, valid_before = ? WHERE reference = ?",
                 (value, micros, valid_before, payment.reference),
             )
+            if token is not None:
+                journal_lightning.keep_token(db, token)
         return made
+
+    def served(self, reference: str) -> None:
+        """The token that a payment bought was taken: whatever the payment's own call came to, it is not shown again."""
+        with self._writing() as db:
+            journal_lightning.served(db, reference)
 
     def release(self, payment: Payment, now: int, reason: str) -> None:
         """It is certain that no money moved, and none will: give the budget back at once."""

@@ -21,6 +21,7 @@ __all__ = [
     "make_tables",
     "note_pending",
     "purge",
+    "served",
     "tokens",
 ]
 
@@ -106,8 +107,15 @@ def note_pending(db: sqlite3.Connection, reference: str) -> None:
 
 
 def keep_token(db: sqlite3.Connection, token: Token) -> None:
-    """In place of the one that was there."""
+    """In place of the one that was there, and of itself at another place."""
+    db.execute("DELETE FROM tokens WHERE reference = ?", (token.reference,))
     db.execute(f"INSERT OR REPLACE INTO tokens ({_TOKEN_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", astuple(token))
+
+
+def served(db: sqlite3.Connection, reference: str) -> None:
+    """A payment without a certain answer has had one by its token."""
+    sql = "UPDATE payments SET state = 'accepted', value = '' WHERE reference = ? AND state = 'unknown'"
+    db.execute(sql, (reference,))
 
 
 def tokens(db: sqlite3.Connection, places: tuple[str, str], now: int) -> list[Token]:

@@ -31,7 +31,7 @@ from .challenge import Offer
 from .journal import Journal, Payment
 from .journal_lightning import Invoice, Token
 from .lightning_wallet import ADDRESS, LightningWallet
-from .policy import Target
+from .policy import Target, origin_of, route_of
 from .steps import Sleep, Step, Store, Work
 from .wallets import Prepared
 
@@ -160,7 +160,9 @@ class LightningPayments:
         value = credential(invoice.recipe, found.preimage.lower())
         spent, most = payment.amount + found.fee, payment.amount + invoice.max_fee
         micros = min(payment.micros, -(-payment.micros * spent // most))
-        kept: Payment = yield Store(lambda: self.journal.paid(payment, value, micros, self.now() + SHOWN))
+        # What is good for more calls than this one is kept, whatever becomes of this one.
+        token = self._token(payment, invoice, value, has_rest=False)
+        kept: Payment = yield Store(lambda: self.journal.paid(payment, value, micros, self.now() + SHOWN, token))
         return kept
 
     def _failed(self, payment: Payment, reason: str) -> Generator[Step, Any, Failed]:
@@ -177,17 +179,19 @@ class LightningPayments:
         found: Token | None = yield Store(lambda: self.journal.token((target.route, target.origin), self.now()))
         return found
 
-    def keep(self, payment: Payment, target: Target, *, has_rest: bool) -> Generator[Step, Any, None]:
+    def keep(self, payment: Payment, *, has_rest: bool) -> Generator[Step, Any, None]:
         """Remember what was bought, where it is good for more than this call, or left something over there."""
-        reference = payment.reference
-        invoice: Invoice | None = yield Store(lambda: self.journal.invoice(reference))
-        reuse = (
-            None if invoice is None or payment.header != AUTHORIZATION else reuse_of(invoice.recipe, has_rest=has_rest)
-        )
-        if reuse is not None:
-            place = target.route if reuse.on_route else target.origin
-            token = Token(place, reference, payment.network, payment.value, reuse.valid_until, self.now())
+        invoice: Invoice | None = yield Store(lambda: self.journal.invoice(payment.reference))
+        token = None if invoice is None else self._token(payment, invoice, payment.value, has_rest=has_rest)
+        if token is not None:
             yield Store(lambda: self.journal.keep_token(token))
+
+    def _token(self, payment: Payment, invoice: Invoice, value: str, *, has_rest: bool) -> Token | None:
+        reuse = reuse_of(invoice.recipe, has_rest=has_rest) if payment.header == AUTHORIZATION else None
+        if reuse is None:
+            return None
+        place = route_of(payment.method, payment.url) if reuse.on_route else origin_of(payment.url)
+        return Token(place, payment.reference, payment.network, value, reuse.valid_until, self.now())
 
     def drop(self, token: Token) -> Generator[Step, Any, None]:
         """It was refused."""

@@ -31,7 +31,7 @@ from ..networks.lightning_port import BITCOIN, REGTEST, SIGNET, TESTNET, bitcoin
 from ..protocols.x402 import caip2
 from .challenge import Offer
 
-__all__ = ["Caps", "Limits", "Policy", "Proposal", "Target"]
+__all__ = ["Caps", "Limits", "Policy", "Proposal", "Target", "origin_of", "route_of"]
 
 MICRO: Final = 6
 """Budgets are counted in millionths of a dollar."""
@@ -97,6 +97,16 @@ def to_micros(amount: int, asset: Asset) -> int:
     return -(-amount * 10**MICRO // unit)
 
 
+def route_of(method: str, url: str) -> str:
+    """A method and a URL without its query."""
+    return f"{method} {url.partition('?')[0]}"
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a ``Target``'s URL."""
+    return "/".join(url.split("/", 3)[:3])
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What the policy and the journal know of a request. ``url`` has neither user info nor fragment."""
@@ -126,7 +136,7 @@ class Target:
     @property
     def route(self) -> str:
         """What is remembered of prices."""
-        return f"{self.method} {self.url.partition('?')[0]}"
+        return route_of(self.method, self.url)
 
     @property
     def reads(self) -> bool:
