@@ -8,6 +8,7 @@ import pytest
 
 from x402kit.errors import ConfigError
 from x402kit.ledger.postgres import PostgresStore
+from x402kit.networks.lightning_port import BITCOIN, REGTEST
 from x402kit.settings import Settings
 
 PAY_TO = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
@@ -18,6 +19,12 @@ EVM = {
     "X402KIT_EVM_KEY": KEY,
 }
 DEVNET = {"X402KIT_ENV": "devnet", **EVM}
+LIGHTNING = {
+    "X402KIT_ENV": "devnet",
+    "X402KIT_LIGHTNING_URL": "lnd+http://127.0.0.1:8080",
+    "X402KIT_LIGHTNING_KEY": "0201036c6e64",
+    "X402KIT_LIGHTNING_BTC_USD": "97000",
+}
 MAINNET = {
     **EVM,
     "X402KIT_ENV": "mainnet",
@@ -65,9 +72,9 @@ def test_L07_each_environment_has_its_network() -> None:
         ({**DEVNET, "X402KIT_ENV": "production"}, "X402KIT_ENV"),
         ({**DEVNET, "X402KIT_EVM_RPC_URL": "https://node.example.com"}, "X402KIT_EVM_RPC_URL: .*this machine"),
         ({**DEVNET, "X402KIT_EVM_RPC_URL": "ipc:///x"}, "X402KIT_EVM_RPC_URL"),
-        ({**DEVNET, "X402KIT_EVM_PAY_TO": "0x12"}, "X402KIT_EVM_PAY_TO"),
+        ({**DEVNET, "X402KIT_EVM_PAY_TO": "0x12"}, "X402KIT_EVM_PAY_TO: it is not written as"),
         ({**DEVNET, "X402KIT_EVM_NETWORK": "base"}, "X402KIT_EVM_NETWORK"),
-        ({**DEVNET, "X402KIT_EVM_PAYTO": PAY_TO}, "X402KIT_EVM_PAYTO"),
+        ({**DEVNET, "X402KIT_EVM_PAYTO": PAY_TO}, "X402KIT_EVM_PAYTO: there is no such variable"),
         ({**DEVNET, "X402KIT_LEDGER": "mysql://db/x"}, "X402KIT_LEDGER"),
         ({**DEVNET, "X402KIT_SVM_KEY": "x"}, "X402KIT_SVM"),
         ({**EVM, "X402KIT_EVM_NETWORK": "eip155:8453"}, "X402KIT_EVM_NETWORK: eip155:8453 .*testnet"),
@@ -75,7 +82,7 @@ def test_L07_each_environment_has_its_network() -> None:
         ({**MAINNET, "X402KIT_EVM_NETWORK": "eip155:84532"}, "X402KIT_EVM_NETWORK: eip155:84532 .*mainnet"),
         ({**MAINNET, "X402KIT_ORIGIN": ""}, "X402KIT_ORIGIN"),
         ({**MAINNET, "X402KIT_ORIGIN": "http://api.example.com"}, "X402KIT_ORIGIN"),
-        ({"X402KIT_ENV": "devnet", "X402KIT_EVM_KEY": KEY}, "X402KIT_EVM_RPC_URL.*; X402KIT_EVM_PAY_TO"),
+        ({"X402KIT_ENV": "devnet", "X402KIT_EVM_KEY": KEY}, "X402KIT_EVM_RPC_URL: it is missing; X402KIT_EVM_PAY_TO"),
     ],
 )
 def test_a_fault_names_its_variable(environ: dict[str, str], names: str) -> None:
@@ -83,6 +90,36 @@ def test_a_fault_names_its_variable(environ: dict[str, str], names: str) -> None
         Settings.from_env(environ)
     assert "abc" not in str(raised.value)
     assert KEY[2:] not in str(raised.value)
+
+
+def test_lightning_alone_and_beside_a_chain() -> None:
+    (alone,) = Settings.from_env(LIGHTNING).rails()
+    assert (alone.network, alone.asset.symbol) == (REGTEST, "BTC")
+    fed = {**DEVNET, **LIGHTNING, "X402KIT_LIGHTNING_BTC_USD": "", "X402KIT_LIGHTNING_FEED": PAY_TO}
+    assert [rail.network for rail in Settings.from_env(fed).rails()] == ["eip155:8453", REGTEST]
+    live = {**MAINNET, **LIGHTNING, "X402KIT_ENV": "mainnet", "X402KIT_LIGHTNING_URL": "lnd+https://node.example.com"}
+    assert Settings.from_env(live).rails()[-1].network == BITCOIN
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"X402KIT_LIGHTNING_BTC_USD": ""}, "X402KIT_LIGHTNING_BTC_USD: Lightning needs the price of a bitcoin"),
+        ({"X402KIT_LIGHTNING_BTC_USD": "", "X402KIT_LIGHTNING_FEED": PAY_TO}, "X402KIT_LIGHTNING_BTC_USD: Lightning"),
+        ({"X402KIT_LIGHTNING_BTC_USD": "97,000"}, "X402KIT_LIGHTNING_BTC_USD: it is not written as"),
+        ({"X402KIT_LIGHTNING_URL": "lnd+https://10.1.1.1"}, "X402KIT_LIGHTNING_URL: .*this machine"),
+        ({"X402KIT_LIGHTNING_URL": "http://127.0.0.1"}, "X402KIT_LIGHTNING_URL: it is not written as"),
+        ({"X402KIT_LIGHTNING_MACAROON": "ab"}, "X402KIT_LIGHTNING_MACAROON: there is no such variable"),
+        ({"X402KIT_LIGHTNING_NETWORK": BITCOIN}, "X402KIT_LIGHTNING_URL: .*regtest"),
+        ({"X402KIT_ENV": "", "X402KIT_LIGHTNING_NETWORK": BITCOIN}, "X402KIT_LIGHTNING_NETWORK: .*testnet"),
+        ({**MAINNET, "X402KIT_LIGHTNING_NETWORK": REGTEST}, "X402KIT_LIGHTNING_NETWORK: .*mainnet"),
+        ({"X402KIT_LIGHTNING_KEY": ""}, "the lnd node needs its secret"),
+    ],
+)
+def test_L07_a_fault_of_lightnings_variables(environ: dict[str, str], names: str) -> None:
+    with pytest.raises(ConfigError, match=names) as raised:
+        Settings.from_env({**LIGHTNING, **environ}).rails()
+    assert LIGHTNING["X402KIT_LIGHTNING_KEY"] not in str(raised.value)
 
 
 def test_the_ledger_may_be_postgresql() -> None:

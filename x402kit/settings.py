@@ -50,6 +50,12 @@ __all__ = ["EvmSettings", "LightningSettings", "Settings", "SvmSettings"]
 
 Environment = Literal["devnet", "testnet", "mainnet"]
 _PREFIX: Final = "X402KIT_"
+_WORDS: Final = {
+    "missing": "it is missing",
+    "extra_forbidden": "there is no such variable",
+    "string_pattern_mismatch": "it is not written as docs/settings.md has it",
+}
+"""What to do about the commonest faults: pydantic would show its pattern."""
 _SOLANA: Final = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
 _SOLANA_DEVNET: Final = "solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1"
 DEFAULT_SERVICE: Final = "x402kit"
@@ -172,7 +178,8 @@ class Settings(BaseModel):
 
     def _check_lightning(self, given: LightningSettings) -> None:
         if not given.btc_usd and not (given.feed and self.evm is not None):
-            raise ValueError("X402KIT_LIGHTNING_BTC_USD: or X402KIT_LIGHTNING_FEED, with a chain that it is read on")
+            feed = "X402KIT_LIGHTNING_FEED and, to read it, the chain of X402KIT_EVM_…"
+            raise ValueError(f"X402KIT_LIGHTNING_BTC_USD: Lightning needs the price of a bitcoin, this or {feed}")
         if self.env == "devnet":
             if given.network != REGTEST or not _is_loopback(given.url):
                 raise ValueError("X402KIT_LIGHTNING_URL: X402KIT_ENV=devnet takes a regtest node on this machine only")
@@ -211,7 +218,7 @@ def _fault(error: Any) -> str:
     message: str = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return message
-    return f"{_PREFIX}{'_'.join(str(part) for part in error['loc']).upper()}: {message}"
+    return f"{_PREFIX}{'_'.join(str(part) for part in error['loc']).upper()}: {_WORDS.get(error['type'], message)}"
 
 
 def _is_loopback(url: str) -> bool:
