@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,9 @@ from tests.support.lightning import lightning as lightning
 from tests.support.postgres import PostgresServer, close_shared, shared
 from tests.support.stores import place as place
 from x402kit.devnet import EvmDevnet, SvmDevnet
+
+# A shell that runs us in the background has us ignore it, and so would the commands that we interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -396,6 +396,17 @@ async def test_I11_a_handler_is_not_shown_what_pays(till: Till) -> None:
         assert ("authorization" in till.seen, till.seen["x-mine"]) == (False, "kept")
     charged = await till.buy("/fixed")
     both = {"Payment-Authorization": charged.payment["Authorization"], "Authorization": "Bearer an API key"}
-    assert (await till.show("/fixed", both)).status == 200
-    assert till.seen["authorization"] == "Bearer an API key"
-    assert "payment-authorization" not in till.seen
+    refused = await till.show("/fixed", both)
+    assert (refused.status, refused.json()["reason"]) == (400, "wrong_header")
+    assert (await till.show("/fixed", charged.payment)).status == 200
+
+
+async def test_I11_beside_an_api_key_the_payment_has_a_field_of_its_own(
+    lightning: LightningDevnet, tmp_path: Path
+) -> None:
+    async with opened(lightning, tmp_path / "payments.db", payment_header="Payment-Authorization") as till:
+        bought = await till.buy("/fixed")
+        assert bought.payment.keys() == {"Payment-Authorization"}
+        assert (await till.show("/fixed", {**bought.payment, "Authorization": "Bearer an API key"})).status == 200
+        assert till.seen["authorization"] == "Bearer an API key"
+        assert "payment-authorization" not in till.seen

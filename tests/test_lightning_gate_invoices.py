@@ -17,7 +17,7 @@ from tests.support.rails import OfflineRail
 from x402kit import Paywall
 from x402kit.asgi import counter
 from x402kit.devnet import LightningDevnet
-from x402kit.errors import ConfigError, RailUnavailable, TooManyRequests
+from x402kit.errors import ConfigError, NodeUnreachable, RailUnavailable, TooManyRequests
 from x402kit.networks.lightning import Lightning
 from x402kit.networks.lightning_port import BITCOIN, TESTNET, InvoiceState
 from x402kit.networks.lnd import Lnd
@@ -185,6 +185,44 @@ async def test_G05_an_invoice_that_was_given_up_and_is_paid_all_the_same(
     till.node.says.clear()
     bought = await till.pay(offer)
     assert (await till.known(bought)).amount == FIXED
+
+
+async def test_G03_a_preimage_of_an_invoice_that_the_node_does_not_know_is_no_reason_to_pay_again(
+    till: Till, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a node was put in another's place: the money may have come to the one before."""
+    till.node.deaf = True
+    bought = await till.buy("/fixed")
+    till.node.says[bought.offer.hash] = InvoiceState("unknown")
+    for shown in (bought.l402, bought.payment):
+        refused = await till.show("/fixed", shown)
+        assert (refused.status, refused.json()["reason"]) == (503, "invoice_unknown")
+    assert "ALERT" in caplog.text
+    till.node.says.clear()
+    assert (await till.show("/fixed", bought.l402)).status == 200
+
+
+async def test_I01_a_node_that_is_down_at_the_start_is_asked_until_it_is_there(
+    lightning: LightningDevnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("x402kit.networks.lightning._AGAIN_SECONDS", 0.05)
+    there = asyncio.Event()
+    start = WaryNode.start
+
+    async def not_yet(node: WaryNode) -> None:
+        if not there.is_set():
+            raise NodeUnreachable("the node is not there")
+        await start(node)
+
+    monkeypatch.setattr(WaryNode, "start", not_yet)
+    async with opened(lightning, tmp_path / "payments.db", alone=True) as till:
+        assert (await till.ask("/fixed")).status == 503
+        there.set()
+        for _ in range(500):
+            if (await till.ask("/fixed")).status == 402:
+                break
+            await asyncio.sleep(0.02)
+        assert (await till.show("/fixed", (await till.buy("/fixed")).l402)).status == 200
 
 
 async def test_G05_one_invoice_that_cannot_be_looked_at_keeps_no_other_from_its_turn(

@@ -312,7 +312,7 @@ async def test_every_lnds_way_to_say_that_it_knows_no_such_invoice(
     far_seller: Lnd, to_seller: FaultyHttp, invoice: NewInvoice, status: int, body: dict[str, Any]
 ) -> None:
     to_seller.faults["/v1/invoice/"] = HttpFault(status=status, body=body)
-    assert await far_seller.look_up(invoice.payment_hash) == InvoiceState("dead")
+    assert await far_seller.look_up(invoice.payment_hash) == InvoiceState("unknown")
 
 
 async def test_a_hash_that_is_none_reaches_no_node(far_seller: Lnd, to_seller: FaultyHttp) -> None:

@@ -24,15 +24,17 @@ def invoice() -> Invoice:
     return Invoice(HASH, REGTEST, 10_000, "lnbcrt1", b"f", "weather", b"{}", 1_000, 1_600, 1_015)
 
 
+@pytest.mark.parametrize("header", ["", "Payment-Authorization"])
 @pytest.mark.parametrize("realm", ["api.example.com", 'a "shop" \\ of — ours', "bar|red"])
-def test_a_challenge_on_a_chain_is_what_the_schemes_own_writer_makes_of_it(realm: str) -> None:
-    scheme = Scheme(SECRET, realm=realm)
+def test_a_challenge_on_a_chain_is_what_the_schemes_own_writer_makes_of_it(realm: str, header: str) -> None:
+    scheme = Scheme(SECRET, realm=realm, header=header)
     line = scheme.on_chain(OfflineRail(), OFFER, "a-quote", 1_900_000_000)
     (challenge,) = payment_auth.read_challenges([line.decode()])
     assert payment_auth.challenge_header(challenge) == line
     (key,) = derived_keys([SECRET], b"x402kit payment scheme v1")
     assert payment_auth.bound_id(key, challenge) == challenge.id
     assert "|" not in challenge.realm
+    assert challenge.header == header
     assert payment_auth.read_request(challenge.request) == payment_methods.evm_request(
         10_000, USDC.address, PAY_TO, 8453, USDC.decimals
     )
@@ -54,6 +56,16 @@ def test_G09_a_challenge_of_the_secret_before_is_read_and_one_of_another_secret_
     for other in (Scheme(b"a newer secret, and longer", realm="shop"), Scheme(SECRET, realm="another shop")):
         with pytest.raises(PaymentRefused, match="invalid_challenge"):
             other.read(shown, keccak)
+
+
+@pytest.mark.parametrize("header", ["", "Payment-Authorization"])
+def test_a_credential_counts_in_the_field_alone_that_its_challenge_asked_for(header: str) -> None:
+    scheme = Scheme(SECRET, realm="shop", header=header)
+    shown = credential(scheme.over_lightning(invoice()), {"preimage": PREIMAGE.hex()})
+    right, wrong = ("payment-authorization", "authorization") if header else ("authorization", "payment-authorization")
+    assert isinstance(scheme.read(shown, keccak, right), OverLightning)
+    with pytest.raises(MalformedPayment, match="wrong_header"):
+        scheme.read(shown, keccak, wrong)
 
 
 def test_G02_a_preimage_of_another_invoice_is_refused() -> None:

@@ -3,6 +3,7 @@
     X402KitError
       ConfigError               the seller's or payer's set-up is wrong; raised at start
         MissingExtra            a rail's packages are not installed
+        NodeUnreachable         a Lightning node that does not answer at the start; it may be there later
         UnmatchedRule           a price names no route of the app (A10)
         Unguarded               a priced endpoint ran without the gate; it refuses
       ServerError               what the gate answers to a caller; each has a status and a code
@@ -54,6 +55,7 @@ __all__ = [
     "LinkRefused",
     "MalformedPayment",
     "MissingExtra",
+    "NodeUnreachable",
     "NothingPayable",
     "OutcomeUnknown",
     "PayerError",
@@ -97,6 +99,10 @@ class MissingExtra(ConfigError):
     def __init__(self, extra: str, package: str) -> None:
         self.extra = extra
         super().__init__(f"{package} is missing; install it with: pip install 'x402kit-asgi[{extra}]'")
+
+
+class NodeUnreachable(ConfigError):
+    """No answer from a Lightning node at the start: a wrong address, or it is down. A paywall asks it again."""
 
 
 class UnmatchedRule(ConfigError):

@@ -123,8 +123,8 @@ async def any_memo_will_do(on: Ground) -> None:
         assert decode(made.bolt11).amount == on.amount
 
 
-async def an_unknown_invoice_is_dead(on: Ground) -> None:
-    assert await on.seller.look_up(UNKNOWN) == InvoiceState("dead")
+async def an_invoice_that_is_not_the_nodes_is_unknown(on: Ground) -> None:
+    assert await on.seller.look_up(UNKNOWN) == InvoiceState("unknown")
 
 
 async def a_payment_settles_its_invoice(on: Ground) -> None:
@@ -286,7 +286,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     an_invoice_states_what_was_asked_for,
     each_invoice_is_a_new_one,
     any_memo_will_do,
-    an_unknown_invoice_is_dead,
+    an_invoice_that_is_not_the_nodes_is_unknown,
     a_payment_settles_its_invoice,
     an_invoice_paid_again_moves_its_money_once,
     an_invoice_paid_twice_at_once_moves_its_money_once,

@@ -155,7 +155,7 @@ class Bought:
     def payment(self) -> dict[str, str]:
         assert self.offer.payment is not None
         shown = payment_auth.credential_header(self.offer.payment, {"preimage": self.preimage})
-        return {"Authorization": shown}
+        return {self.offer.payment.header or "Authorization": shown}
 
     def narrowed(self, *caveats: str) -> dict[str, str]:
         """The token with further caveats, as anyone can add them who has it."""

@@ -54,7 +54,7 @@ class Counter:
             resource.id,
             bound if what is None else pass_bound(resource, what, quoted.ceiling),
             quoted.ceiling,
-            quoted.description or resource.description or resource.id,
+            quoted.description or resource.description or str(request.scope["path"]),
             1 if what is None else what.calls,
             0 if what is None else what.seconds,
             "payment" in spoken,

@@ -38,7 +38,7 @@ RUN_ON_SECONDS: Final = 30.0
 """How long a stream goes on for the copy that is kept, and for its usage, after its caller has left."""
 _FILES: Final = ("http.response.pathsend", "http.response.zerocopysend")
 _OURS: Final = frozenset(
-    (b"payment-response", b"x-payment-response", b"payment-outcome", b"payment-replayed", b"x-balance-remaining")
+    b"payment-response x-payment-response payment-receipt payment-outcome payment-replayed x-balance-remaining".split()
 )
 """What only the gate says; an app, or what it is a proxy for, can't."""
 _OURS_AND_CACHE: Final = _OURS | {b"cache-control"}

@@ -245,7 +245,8 @@ class Gate:
                 answer = await self._unserved(request, sale, delivery.failure)
                 await self._answer(answer, request.scope, receive, send)
         elif failure is None:
-            if isinstance(sale, PaymentSale) and not delivery.left:
+            # A key says that the next showing is the same call: its answer is kept as long as any.
+            if isinstance(sale, PaymentSale) and not delivery.left and not request.header(b"idempotency-key"):
                 await sale.delivered()
         elif not await delivery.last_words() and not isinstance(failure, Cut):
             raise failure

@@ -66,7 +66,9 @@ class Paywall:
     process alone, or a store. ``origin`` is the public origin, such as ``https://api.example.com``; payments are bound
     to it, so set it in production. ``service`` is the name that stands in wallet proofs. ``secret`` (16 bytes or more;
     several while one is rotated) signs quotes and links; without one the ledger makes its own, which all processes of
-    that ledger share. Nothing is opened or connected before the app starts.
+    that ledger share. ``protocols`` are those that resources are offered in; ``payment_header`` is the field that the
+    ``Payment`` scheme's credentials are asked for in: ``Payment-Authorization`` leaves ``Authorization`` to the
+    app's own keys. Nothing is opened or connected before the app starts.
 
     Raises ``ConfigError`` for a set-up that can't work.
     """
@@ -87,6 +89,7 @@ class Paywall:
         service: str = "x402kit",
         secret: bytes | str | Sequence[bytes] | None = None,
         protocols: Sequence[str] = ("x402", "l402", "payment"),
+        payment_header: Literal["Authorization", "Payment-Authorization"] = "Authorization",
         strict: bool = True,
         drain_seconds: float = 10,
         settle_seconds: float = 25,
@@ -96,6 +99,11 @@ class Paywall:
         self.rails = tuple(rail for rail in accepts if not isinstance(rail, Lightning))
         self.lightning = next((rail for rail in accepts if isinstance(rail, Lightning)), None)
         self._protocols = tuple(protocols)
+        if payment_header not in ("Authorization", "Payment-Authorization"):
+            raise ConfigError(
+                f"a Payment credential comes in Authorization or Payment-Authorization: {payment_header!r}"
+            )
+        self._header = "" if payment_header == "Authorization" else payment_header
         self.store = store_of(ledger)
         self.origin = _origin(origin)
         self.service = service
@@ -147,7 +155,7 @@ class Paywall:
         made = _resource(name, price, {"protocols": self._protocols, **options})
         known = {rail.network for rail in (*self.rails, self.lightning) if rail is not None}
         if not known.issuperset(made.networks):
-            raise ConfigError(f"{name}: the paywall has no rail on some of {', '.join(made.networks)}")
+            raise ConfigError(f"{name}: the paywall has no rail on some of {', '.join(made.networks)} (CAIP-2)")
         return made
 
     def protect(self, app: ASGIApp, prices: Mapping[str, Any] | None = None) -> Gate:
@@ -190,7 +198,7 @@ class Paywall:
             if self.lightning is not None:
                 await self.lightning.start()
             secrets = self._secrets or (await self.store.secret(),)
-            scheme = Scheme(*secrets, realm=urlsplit(self.origin).netloc or self.service)
+            scheme = Scheme(*secrets, realm=urlsplit(self.origin).netloc or self.service, header=self._header)
             self.challenges = Challenges(self.rails, Quotes(*secrets), scheme)
             self._links = Links(secrets, origin=self.origin)
             self.balances = self._balances(secrets)
@@ -242,7 +250,7 @@ class Paywall:
         if dialect not in _SHAPES:
             raise ConfigError(f"the dialects of a wallet service are {', '.join(_SHAPES)}, not {dialect!r}")
         if not self.rails:
-            raise ConfigError("a wallet service needs a chain to be paid on: a balance is its wallet's")
+            raise ConfigError("a wallet service needs a chain: Lightning has no wallets to name a payer by")
         if withdraw and not self._payouts.networks:
             paying(self.rails[0])
         shape = _SHAPES[dialect]()

@@ -75,7 +75,7 @@ class CoreLightning(RestNode):
                 if row["status"] == "paid":
                     return InvoiceState("settled", msat(row["amount_received_msat"]))
                 return InvoiceState("open" if row["status"] == "unpaid" else "dead")
-            return InvoiceState("dead")
+            return InvoiceState("unknown")
 
     async def subscribe(self) -> AsyncGenerator[str]:
         """``waitanyinvoice``, again and again. Raises ``RailUnavailable``."""

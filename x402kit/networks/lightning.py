@@ -6,21 +6,25 @@ the same feeds as the gas price of an EVM chain, once in a window; an invoice ke
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from ..errors import BadRequest, ConfigError
+from ..errors import BadRequest, ConfigError, NodeUnreachable
 from ..money import MAX_AMOUNT, Usd, Worth, parse_units
 from .lightning_port import BITCOIN, InvoiceNode, bitcoin_on, is_lightning
 from .meter import Meter
 
 if TYPE_CHECKING:
-    from .rpc import Endpoint
+    from .rpc import Endpoint, Rpc
 
 __all__ = ["CoinPrice", "Lightning", "Rate"]
+
+log = logging.getLogger("x402kit.lightning")
 
 _PRICE_DECIMALS: Final = 8
 _MSAT: Final = 10**11 * 10**_PRICE_DECIMALS
@@ -28,6 +32,7 @@ _MSAT: Final = 10**11 * 10**_PRICE_DECIMALS
 INVOICE_SECONDS: Final = 600
 """Life of an invoice, by default. It must outlive the challenge that it stands in."""
 _LIFE_MIN: Final = 60
+_AGAIN_SECONDS: Final = 5.0
 _LIFE_MAX: Final = 86_400
 
 
@@ -109,6 +114,8 @@ class Lightning:
         self._margin = margin_percent
         self._feed, self._rpc = price, rpc
         self._chain: Any = None
+        self._rpc_client: Rpc | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._clock = clock
         self._meter = Meter(
             network,
@@ -122,22 +129,49 @@ class Lightning:
     async def start(self) -> None:
         """Connect to the node and read the price. Raises ``ConfigError``: a node that refuses us, or on another chain.
 
-        Without a price there are no invoices (503) until one can be read.
+        There are no invoices (503) until the node answers, which is asked again, and until a price can be read.
         """
         if self._rpc is not None and self._chain is None:
             from .evm_reads import Chain
             from .rpc import Rpc
 
-            self._chain = Chain(Rpc(self._rpc))
-        await self.node.start()
-        if self.node.network != self.network:
-            raise ConfigError(f"the Lightning node is on {self.node.network}, not on {self.network}")
+            self._rpc_client = Rpc(self._rpc)
+            self._chain = Chain(self._rpc_client)
+        try:
+            await self._connect()
+        except NodeUnreachable as e:  # the other rails go on without it
+            log.error("ALERT: %s; it is asked again", e)
+            self._connecting = asyncio.create_task(self._until_connected(), name="x402kit-lightning-node")
         await self._meter.refresh()
         self._meter.start()
 
+    async def _connect(self) -> None:
+        await self.node.start()
+        if self.node.network != self.network:
+            raise ConfigError(f"the Lightning node is on {self.node.network}, not on {self.network} (network=)")
+
+    async def _until_connected(self) -> None:
+        while True:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            try:
+                await self._connect()
+            except NodeUnreachable:
+                continue
+            except ConfigError as e:
+                await self.node.close()
+                log.error("ALERT: no invoices are made: %s", e)
+            return
+
     async def close(self) -> None:
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            connecting.cancel()
+            await asyncio.wait({connecting})
         await self._meter.close()
         await self.node.close()
+        rpc, self._chain = self._rpc_client, None
+        if rpc is not None:
+            await rpc.close()
 
     def rate(self) -> Rate:
         """The price of now. Raises ``RailUnavailable`` where none is known, or only an old one."""

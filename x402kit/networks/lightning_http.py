@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import httpx
 
-from ..errors import ConfigError, RailUnavailable
+from ..errors import ConfigError, NodeUnreachable, RailUnavailable
 from ..protocols.encoding import parse_json
 from .http import ANSWER_MAX, CONNECT_SECONDS, Answer, NotSent, Unknown, check_url
 from .pinned_tls import pinned
@@ -59,11 +59,12 @@ class NodeHttp:
         self._verify: ssl.SSLContext | bool = pinned(cert) if cert else True
         self._seconds = seconds
         self._client: httpx.AsyncClient | None = None
+        self._transport: httpx.AsyncHTTPTransport | None = None
 
     async def start(self) -> None:
         """Open the pool."""
         await self.close()
-        transport = httpx.AsyncHTTPTransport(
+        self._transport = transport = httpx.AsyncHTTPTransport(
             verify=self._verify,
             limits=httpx.Limits(max_connections=100, max_keepalive_connections=20),
             trust_env=False,
@@ -103,7 +104,7 @@ class NodeHttp:
         request = self._client.build_request(method, self._url + path, json=json, data=form, params=params)
         try:
             async with asyncio.timeout(seconds or self._seconds):
-                response = await self._client.send(request, stream=True)
+                response = await self._send(request)
                 try:
                     body = await _body(response, line=line and response.status_code == 200)
                 finally:
@@ -115,6 +116,13 @@ class NodeHttp:
         except (httpx.HTTPError, OSError):
             return Unknown("disconnected")
         return _answer(response.status_code, body)
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        """By the transport itself: the client's own ``send`` writes every address into the log (I11)."""
+        assert self._transport is not None
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        return response
 
     async def ask(
         self,
@@ -145,14 +153,16 @@ class NodeHttp:
     def judged(self, answer: Answer | NotSent | Unknown, what: str) -> Any:
         """The JSON of a first answer. Raises ``ConfigError``, as ``first``."""
         if isinstance(answer, NotSent):
-            why = "is not there, or refuses connections"
             if answer.why == "certificate":
                 why = "shows a certificate that is not to be trusted: another than was given, or out of date"
-            raise ConfigError(f"the {what} {why}")
+                raise ConfigError(f"the {what} {why}")
+            raise NodeUnreachable(f"the {what} is not there, or refuses connections")
         if isinstance(answer, Unknown):
-            raise ConfigError(f"the {what} gives no usable answer ({answer.why})")
+            raise NodeUnreachable(f"the {what} gives no usable answer ({answer.why})")
         if answer.status in (401, 403):
             raise ConfigError(f"the {what} refuses the key ({answer.status})")
+        if answer.status >= 500:
+            raise NodeUnreachable(f"the {what} answered {answer.status}")
         if not 200 <= answer.status < 300:
             raise ConfigError(f"the {what} answered {answer.status}")
         return answer.json
@@ -182,7 +192,7 @@ class NodeHttp:
         request = self._client.build_request(method, self._url + path, json=json, params=params)
         try:
             async with asyncio.timeout(None if late else self._seconds):
-                response = await self._client.send(request, stream=True)
+                response = await self._send(request)
         except (TimeoutError, httpx.HTTPError, OSError):
             raise RailUnavailable(detail="the Lightning node's stream does not open") from None
         try:

@@ -49,11 +49,12 @@ class NewInvoice(NamedTuple):
 class InvoiceState(NamedTuple):
     """What the node knows of an invoice of its own.
 
-    ``accepted``: parts of it have come and wait (a hold invoice, a payment in parts: G03, G06); ``dead``: cancelled,
-    expired without payment, or unknown to the node. ``received`` counts only when it is ``settled``.
+    ``accepted``: parts of it have come and wait (a hold invoice, a payment in parts: G03, G06); ``dead``: cancelled, or
+    expired without payment; ``unknown``: the node has no such invoice, as one that took another's place. ``received``
+    counts only when it is ``settled``.
     """
 
-    state: Literal["open", "accepted", "settled", "dead"]
+    state: Literal["open", "accepted", "settled", "dead", "unknown"]
     received: int = 0
 
 
@@ -71,7 +72,9 @@ class InvoiceNode(Protocol):
         ...
 
     async def start(self) -> None:
-        """Connect, and learn the network. Raises ``ConfigError``: wrong credentials, or no such node."""
+        """Connect, and learn the network. Raises ``ConfigError``: wrong credentials, another kind of server;
+        ``NodeUnreachable``, which is one, where nothing answers.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -68,7 +68,7 @@ class LNbits(RestNode):
         row = await self._row(payment_hash)
         with reading():
             if row is None or _amount(row) < 0:
-                return InvoiceState("dead")
+                return InvoiceState("unknown")
             if row["status"] == "success":
                 return InvoiceState("settled", _amount(row))
             if row["status"] != "pending":

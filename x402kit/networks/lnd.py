@@ -99,7 +99,7 @@ class Lnd(RestNode):
         """``LookupInvoice``. Raises ``RailUnavailable``."""
         answer = await self._http.exchange("GET", f"/v1/invoice/{digest(payment_hash)}")
         if _fault(answer).message in _NO_INVOICE:
-            return InvoiceState("dead")
+            return InvoiceState("unknown")
         found = self._http.good(answer)
         with reading():
             if _hash(found["r_hash"]) != payment_hash:

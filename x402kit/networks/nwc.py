@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ..errors import ConfigError, MissingExtra, RailUnavailable
+from ..errors import ConfigError, MissingExtra, NodeUnreachable, RailUnavailable
 from ..protocols.bolt11 import decode
 from .lightning_port import InvoiceState, NewInvoice, PaymentState
 from .lightning_reading import LATE_SECONDS, digest, made, named_network, paid, reading, short, to_pay, told, whole
@@ -93,8 +93,9 @@ class NostrWalletConnect:
             info = await self._call(wallet.get_info())
             self._network = named_network(info.network, NAME) if info.network else await self._find_network()
         except _Trouble as e:
-            why = "refuses this connection" if e.code in _NOT_ALLOWED else "does not answer over its relays"
-            raise ConfigError(f"the {NAME} {why}") from None
+            if e.code in _NOT_ALLOWED:
+                raise ConfigError(f"the {NAME} refuses this connection") from None
+            raise NodeUnreachable(f"the {NAME} does not answer over its relays") from None
         finally:
             if not self._network:
                 await self.close()
@@ -121,7 +122,7 @@ class NostrWalletConnect:
         row = await self._row(payment_hash)
         sdk = _sdk()
         if row is None or row.transaction_type is sdk.TransactionType.OUTGOING:
-            return InvoiceState("dead")
+            return InvoiceState("unknown")
         if _is_settled(row):
             with reading():
                 return InvoiceState("settled", whole(row.amount))

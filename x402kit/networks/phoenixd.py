@@ -81,7 +81,7 @@ class Phoenixd(RestNode):
         """``payments/incoming``. Raises ``RailUnavailable``."""
         answer = await self._http.exchange("GET", f"/payments/incoming/{payment_hash}")
         if isinstance(answer, Answer) and answer.status == 404:
-            return InvoiceState("dead")
+            return InvoiceState("unknown")
         row = self._http.good(answer)
         with reading():
             if digest(row["paymentHash"]) != payment_hash:

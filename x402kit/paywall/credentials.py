@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from ..errors import MalformedPayment, PaymentRefused
 from ..money import Usd
-from ..networks.evm import keccak
 from ..protocols import l402
 from ..protocols.authorization import Found
 from .admission import Admission, Admissions, Via
@@ -64,7 +63,7 @@ class Credentials:
         """Admit a credential to a call. Raises as ``Admissions.admit`` and ``Bearers.admit`` do."""
         if found.scheme == "l402":
             return await self._over_lightning(self._token(found.value), paying)
-        read = self._scheme.read(found.value, keccak)
+        read = self._scheme.read(found.value, _keccak, found.field)
         if isinstance(read, OverLightning):
             via = Via("payment", challenge=read.challenge, method="lightning")
             return await self._over_lightning(Bearer(read.payment_hash, read, via), paying)
@@ -94,3 +93,9 @@ class Credentials:
         return await self._admissions.admit(
             paying.resource, paying.bound, raw, payment, paying.ceiling, paying.caller, via
         )
+
+
+def _keccak(data: bytes) -> bytes:
+    from ..networks.evm import keccak  # not before it is needed: a seller on Lightning alone has no use for it
+
+    return keccak(data)

@@ -244,6 +244,9 @@ class Invoices:
                 return found.received
             if found.state == "dead":
                 raise PaymentRefused("invoice_unpaid")
+            if found.state == "unknown":  # who has the preimage may have paid it, to a node that is no longer asked
+                log.error("ALERT: the node has no invoice %s, and its preimage was shown", payment_hash)
+                raise RailUnavailable("invoice_unknown")
             if time.monotonic() > end:
                 raise RailUnavailable("invoice_not_settled")
             await asyncio.sleep(0.1)
@@ -335,7 +338,7 @@ class Invoices:
             await self._settled(row, found.received)
             return
         again = _next_look(row, now)
-        if found.state == "dead" and now > row.expires_at:
+        if found.state in ("dead", "unknown") and now > row.expires_at:
             again = 0
         if again:
             await self._store.note_invoice(row.payment_hash, next_check=again)

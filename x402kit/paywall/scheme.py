@@ -65,7 +65,10 @@ _time = lru_cache(maxsize=64)(payment_auth.rfc3339)
 class Scheme:
     """Issues and reads. The first secret signs; all of them are accepted (G09)."""
 
-    def __init__(self, *secrets: bytes, realm: str) -> None:
+    def __init__(self, *secrets: bytes, realm: str, header: str = "") -> None:
+        """``header``: the field that credentials are asked for in, where it is not ``Authorization``."""
+        self._header = header
+        self._slot, self._field = (f"{header}|", f", header={quoted(header)}") if header else ("", "")
         self._keys = derived_keys(secrets, b"x402kit payment scheme v1")
         self._mac = MacKey(self._keys[0])
         self._realm = plain(realm.replace("|", ""))
@@ -91,10 +94,10 @@ class Scheme:
     def _written(self, method: str, request: str, said: str, expiry: int) -> bytes:
         """As ``_challenge`` would write it, without detours: every 402 has one for each offer. ``said`` in JCS."""
         expires, opaque = _time(expiry), b64url(said.encode("ascii"))
-        slots = f"{self._realm}|{method}|{_CHARGE}|{request}|{expires}||{opaque}"
+        slots = f"{self._realm}|{method}|{_CHARGE}|{request}|{expires}||{self._slot}{opaque}"
         made = b64url(self._mac.mac(slots.encode("ascii")))
         head = f'Payment id="{made}", realm={self._quoted}, method="{method}", intent="{_CHARGE}"'
-        return f'{head}, request="{request}", expires="{expires}", opaque="{opaque}"'.encode("ascii")
+        return f'{head}, request="{request}", expires="{expires}", opaque="{opaque}"{self._field}'.encode("ascii")
 
     def _challenge(self, method: str, request: Json, expiry: int, opaque: str = "") -> bytes:
         made = PaymentChallenge(
@@ -105,11 +108,16 @@ class Scheme:
             request=payment_auth.request_text(request),
             expires=payment_auth.rfc3339(expiry),
             opaque=opaque,
+            header=self._header,
         )
         return payment_auth.challenge_header(made._replace(id=payment_auth.bound_id(self._keys[0], made)))
 
-    def read(self, value: str, keccak: Callable[[bytes], bytes]) -> OverLightning | OnChain:
-        """A credential. Raises ``MalformedPayment`` (400), and ``PaymentRefused`` for one that is not ours (402)."""
+    def read(
+        self, value: str, keccak: Callable[[bytes], bytes], field: str = "authorization"
+    ) -> OverLightning | OnChain:
+        """A credential that came in the header ``field``. Raises ``MalformedPayment`` (400), for one in another field
+        than its challenge asked for, too, and ``PaymentRefused`` for one that is not ours (402).
+        """
         try:
             shown = payment_auth.parse_credential(value)
         except ValueError as e:
@@ -117,6 +125,8 @@ class Scheme:
         challenge = shown.challenge
         if not payment_auth.is_bound(self._keys, challenge) or challenge.realm != self._realm:
             raise PaymentRefused("invalid_challenge")
+        if (challenge.header or "Authorization").lower() != field:
+            raise MalformedPayment("wrong_header", detail="the challenge names the field that it is answered in")
         try:
             if (challenge.method, challenge.intent) == (_LIGHTNING, _CHARGE):
                 return self._lightning(shown)
