@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -93,6 +95,18 @@ async def test_J05_what_the_books_know_is_not_lost(
         assert await till.claim(bought) is None
         assert (await till.ask("/fixed", bought.l402)).status == 402
         assert len(till.runs) == 1
+
+
+async def test_I11_no_log_holds_the_nodes_address(
+    lightning: LightningDevnet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with opened(lightning, tmp_path / "payments.db") as till:
+        bought = await till.buy("/fixed")
+        assert (await till.show("/fixed", bought.l402)).status == 200
+    secrets = [bought.preimage, bought.offer.token, lightning.seller.macaroon]
+    for secret in (*secrets, *(urlsplit(node.url).netloc for node in (lightning.seller, lightning.payer))):
+        assert secret not in caplog.text
 
 
 # The payer: what it has bought for more calls than one
