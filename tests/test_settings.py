@@ -54,6 +54,13 @@ def test_what_is_not_set_has_its_default() -> None:
     assert Settings.from_env({"PATH": "/bin"}).env == "testnet"
 
 
+def test_payments_may_have_a_field_of_their_own() -> None:
+    assert read().payment_header == "Authorization"
+    read(PAYMENT_HEADER="Payment-Authorization").paywall()
+    with pytest.raises(ConfigError, match=r"X402KIT_PAYMENT_HEADER: .*Payment-Authorization"):
+        read(PAYMENT_HEADER="X-Key")
+
+
 def test_it_reads_the_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in DEVNET.items():
         monkeypatch.setenv(name, value)

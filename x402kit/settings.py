@@ -8,6 +8,7 @@
 | X402KIT_SECRET | signs quotes, tokens and links, 16 characters or more | the ledger makes its own |
 | X402KIT_SECRET_BEFORE | the one before, good as long as it stands here: for a rotation | |
 | X402KIT_SERVICE | the name that stands in wallet proofs | ``x402kit``; required on mainnet |
+| X402KIT_PAYMENT_HEADER | the field of ``Payment``; ``Payment-Authorization`` is for beside API keys | ``Authorization`` |
 | X402KIT_EVM_RPC_URL | a node's address | the EVM rail is off, if none of the four is set |
 | X402KIT_EVM_PAY_TO | who is paid, 0x… | |
 | X402KIT_EVM_KEY | the settlement wallet's private key; it pays the gas | |
@@ -135,6 +136,7 @@ class Settings(BaseModel):
     secret: SecretStr | None = None
     secret_before: SecretStr | None = None
     service: str = Field(DEFAULT_SERVICE, min_length=1, max_length=64)
+    payment_header: Literal["Authorization", "Payment-Authorization"] = "Authorization"
     evm: EvmSettings | None = None
     svm: SvmSettings | None = None
     lightning: LightningSettings | None = None
@@ -210,7 +212,14 @@ class Settings(BaseModel):
         """The paywall that these settings describe. Raises ``ConfigError``."""
         given = (self.secret, self.secret_before)
         secrets = [each.get_secret_value().encode() for each in given if each is not None]
-        return Paywall(self.rails(), self.ledger, origin=self.origin, service=self.service, secret=secrets)
+        return Paywall(
+            self.rails(),
+            self.ledger,
+            origin=self.origin,
+            service=self.service,
+            secret=secrets,
+            payment_header=self.payment_header,
+        )
 
 
 def _fault(error: Any) -> str:
