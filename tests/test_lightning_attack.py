@@ -18,6 +18,9 @@ from tests.support.lightning_shop import LightningShop, by_lightning, lightning_
 from tests.support.lightning_till import Bought, WaryNode, opened
 from x402kit.client import Payer, PaymentOutcomeUnknown, payment_of
 from x402kit.devnet import LightningDevnet
+from x402kit.errors import RailUnavailable
+from x402kit.networks.lightning_port import PaymentState
+from x402kit.networks.lnd import Lnd
 
 
 class PolledNode(WaryNode):
@@ -228,3 +231,40 @@ def test_a_call_that_is_too_dear_for_what_is_left_leaves_it_for_others(seller: A
     assert dear.status_code == 402
     seller.lines = None
     assert source(get(paying, seller.url + "/other")) == "token"
+
+
+def test_a_call_that_was_bought_alone_has_no_key(shop: LightningShop, paying: Payer) -> None:
+    assert source(get(paying, shop.url + "/weather")) == "payment"
+    assert source(get(paying, shop.url + "/pass")) == "payment"
+    assert [("idempotency-key" in each) for each in shop.seen if "authorization" in each] == [False, True]
+
+
+class Lagging(Lnd):
+    """Pays and breaks down, then knows nothing of it and can't be asked to pay, and then is well again."""
+
+    asked = 0
+
+    async def pay(self, bolt11: str, *, max_fee: int, timeout_seconds: float) -> PaymentState:
+        self.asked += 1
+        if self.asked == 2:
+            raise RailUnavailable(detail="too many requests")
+        made = await super().pay(bolt11, max_fee=max_fee, timeout_seconds=timeout_seconds)
+        if self.asked == 1:
+            raise RuntimeError("broken")
+        return made
+
+    async def payment(self, payment_hash: str) -> PaymentState:
+        return PaymentState("unknown") if self.asked == 1 else await super().payment(payment_hash)
+
+
+def test_M03_a_node_that_cannot_be_asked_again_says_nothing_of_the_first_time(
+    seller: AuthSeller, lightning: LightningDevnet
+) -> None:
+    node = Lagging(lightning.payer.url, lightning.payer.macaroon)
+    with contextlib.closing(by_lightning(lightning, node)) as paying:
+        with pytest.raises(RuntimeError):
+            get(paying, seller.url + "/weather")
+        assert get(paying, seller.url + "/weather") is None
+        assert [row.state for row in paying.payments()] == ["unknown"]
+        assert source(get(paying, seller.url + "/weather")) == "payment"
+    assert len(seller.settled()) == 1

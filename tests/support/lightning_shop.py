@@ -75,9 +75,9 @@ def lightning_rail(node: LightningNode) -> Lightning:
     return Lightning(Lnd(node.url, node.invoice_macaroon), price=FixedPrice(BITCOIN_PRICE), network=node.network)
 
 
-def by_lightning(nodes: LightningDevnet) -> Payer:
+def by_lightning(nodes: LightningDevnet, node: Lnd | None = None) -> Payer:
     """A payer with the payer's node, and nothing else."""
-    node = Lnd(nodes.payer.url, nodes.payer.macaroon)
+    node = node or Lnd(nodes.payer.url, nodes.payer.macaroon)
     limits = Limits(per_call="$0.05")
     return Payer(lightning=node, btc_usd=BITCOIN_PRICE, limits=limits, allow_insecure=True, backoff=0)
 

@@ -29,6 +29,7 @@ from .challenge import Auth, Offer
 __all__ = [
     "AUTHORIZATION",
     "AuthReader",
+    "buys_more",
     "charge_header",
     "charge_nonce",
     "credential",
@@ -257,6 +258,13 @@ def reuse_of(recipe: str, *, has_rest: bool) -> Reuse | None:
         return None
     ends = [_seconds(value) for name, value in pairs if name.strip().endswith("valid_until")]
     return Reuse(not has_rest and any(name.strip() == "route" for name, _ in pairs), min(ends, default=0))
+
+
+def buys_more(value: str) -> bool:
+    """Whether a credential's token may be good for more calls by itself."""
+    scheme, _, shown = value.partition(" ")
+    is_token = scheme.upper() in ("L402", "LSAT")
+    return is_token and reuse_of(json.dumps({"token": shown.rpartition(":")[0]}), has_rest=False) is not None
 
 
 def _seconds(text: str) -> int:

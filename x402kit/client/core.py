@@ -34,7 +34,7 @@ from ..errors import NothingPayable, PayerError, PaymentNotAccepted, PaymentOutc
 from ..networks.facilitator_wire import is_used
 from ..networks.lightning_port import is_lightning
 from . import wallets
-from .auth_offers import AuthReader, charge_header, is_auth
+from .auth_offers import AuthReader, buys_more, charge_header, is_auth
 from .balance import BalanceSetup, FromBalance, challenge_of, wait
 from .challenge import Challenge, Offer, payment_header
 from .journal import Journal, Payment
@@ -325,9 +325,9 @@ class Attempt:
         return result
 
     def _headers(self, payment: Payment) -> dict[str, str]:
-        """What shows a payment; one that bought several calls is, however often it is shown for this one, one call."""
+        """What shows a payment; where it bought several calls, each showing for this one is the same call."""
         headers = {payment.header: payment.value}
-        if is_lightning(payment.network) and not self._target.key:
+        if is_lightning(payment.network) and not self._target.key and buys_more(payment.value):
             headers[KEY] = f"pay-{payment.reference[:32]}"
         return headers
 

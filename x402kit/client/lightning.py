@@ -98,9 +98,11 @@ class LightningPayments:
         invoice = Invoice(auth.payment_hash, auth.bolt11, auth.expires_at, max_fee, auth.recipe)
         return Prepared(auth.payment_hash, ADDRESS, self.now() + UNDECIDED, dict), invoice
 
-    def pay(self, payment: Payment, invoice: Invoice) -> Generator[Step, Any, Outcome]:
-        """Ask the node to pay what stands in the journal."""
+    def pay(self, payment: Payment, invoice: Invoice, *, again: bool = False) -> Generator[Step, Any, Outcome]:
+        """Ask the node to pay what stands in the journal; ``again``: it may have been asked before."""
         found: PaymentState | Failed = yield Work(partial(self._try, invoice))
+        if isinstance(found, Failed) and again:  # certain of this time alone
+            return Unclear(found.reason)
         if isinstance(found, Failed):
             return (yield from self._failed(payment, found.reason))
         return (yield from self._ended(payment, invoice, found))
@@ -125,7 +127,7 @@ class LightningPayments:
         if invoice.pending:
             return Unclear("the Lightning node has forgotten a payment that was under way")
         if invoice.expires_at > self.now() + MARGIN:
-            return (yield from self.pay(payment, invoice))
+            return (yield from self.pay(payment, invoice, again=True))
         if invoice.expires_at > self.now() - LATE:
             return Unclear("the invoice's end has come, and its payment may be on the way to the node")
         return (yield from self._failed(payment, "the invoice has expired unpaid"))
