@@ -8,7 +8,7 @@
 | X402KIT_SECRET | signs quotes, tokens and links, 16 characters or more | the ledger makes its own |
 | X402KIT_SECRET_BEFORE | the one before, good as long as it stands here: for a rotation | |
 | X402KIT_SERVICE | the name that stands in wallet proofs | ``x402kit``; required on mainnet |
-| X402KIT_PAYMENT_HEADER | the field of ``Payment``; ``Payment-Authorization`` is for beside API keys | ``Authorization`` |
+| X402KIT_PAYMENT_HEADER | the field of ``Payment``; ``Payment-Authorization`` is beside API keys | ``Authorization`` |
 | X402KIT_EVM_RPC_URL | a node's address | the EVM rail is off, if none of the four is set |
 | X402KIT_EVM_PAY_TO | who is paid, 0x… | |
 | X402KIT_EVM_KEY | the settlement wallet's private key; it pays the gas | |
