@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from tests.support.auth_seller import AuthSeller, auth_serving
 from tests.support.lightning_shop import LightningShop, by_lightning, lightning_rail, lightning_shop
 from tests.support.lightning_till import Bought, WaryNode, opened
+from tests.support.stores import Place
 from x402kit.client import Payer, PaymentOutcomeUnknown, payment_of
 from x402kit.devnet import LightningDevnet
 from x402kit.errors import RailUnavailable
@@ -56,10 +58,10 @@ async def _bought(lightning: LightningDevnet, ledger: Path, *paths: str) -> list
 
 @pytest.mark.parametrize("way", ["l402", "payment"])
 async def test_J05_what_was_paid_on_a_lost_invoice_is_asked_of_the_node(
-    lightning: LightningDevnet, tmp_path: Path, way: str
+    lightning: LightningDevnet, tmp_path: Path, place: Place, way: str
 ) -> None:
     (bought,) = await _bought(lightning, tmp_path / "lost.db", "/fixed")
-    async with opened(lightning, tmp_path / "restored.db") as till:
+    async with opened(lightning, place.open()) as till:
         till.bought[bought.offer.hash] = bought
         shown = bought.l402 if way == "l402" else bought.payment
         assert (await till.ask("/fixed", shown)).status == 402  # nothing was ever lost: another ledger's
@@ -85,19 +87,23 @@ async def test_J05_a_lost_pass_is_good_for_its_calls(lightning: LightningDevnet,
 
 
 async def test_J05_what_the_books_know_is_not_lost(
-    lightning: LightningDevnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lightning: LightningDevnet, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(lightning, tmp_path / "payments.db") as till:
-        bought = await till.buy("/fixed")
+    async with opened(lightning, place.open()) as till:
+        bought, job = await till.buy("/fixed"), await till.buy("/job")
         assert (await till.show("/fixed", bought.l402)).status == 200
+        assert (await till.show("/job", job.l402)).status == 202
+        await till.paywall.finish(till.job, "$0.01")
         assert await till.paywall.recover()
         now = time.time()
         for days in (2, 4):
             monkeypatch.setattr(time, "time", lambda days=days: now + days * 86_400)
             await till.tidy()
         assert await till.claim(bought) is None
+        assert await till.claim(job) is None
         assert (await till.ask("/fixed", bought.l402)).status == 402
-        assert len(till.runs) == 1
+        assert (await till.ask("/job", job.l402)).status == 402
+        assert len(till.runs) == 2
 
 
 async def test_I11_no_log_holds_the_nodes_address(
@@ -208,6 +214,20 @@ def test_M02_a_call_of_a_pass_whose_answer_was_lost_is_one_call(
     assert shop.runs == ["pass"] * 3
     assert [call.state for call in paying.balance_calls()] == ["answered"] * 2
     assert source(get(paying, shop.url + "/pass")) == "payment"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_M13_calls_of_passes_over_a_bad_line_are_each_made_and_charged_once(
+    shop: LightningShop, paying: Payer, seed: int
+) -> None:
+    chance, losing = random.Random(seed), Losing()
+    for number in range(1, 11):
+        answer = None
+        while answer is None or answer.status_code != 200:
+            losing.lose, losing.status = chance.choice([0, 0, 1, 1, 2, 4]), chance.choice([0, 409, 502, 503])
+            answer = get(paying, shop.url + "/pass", losing)
+        assert answer.json() == {"call": number}
+    assert (len(shop.runs), len(paying.payments())) == (10, 4)
 
 
 def test_a_place_that_refuses_everybody_is_no_reason_to_drop_a_token(seller: AuthSeller, paying: Payer) -> None:
