@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import logging
 import random
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -194,6 +197,34 @@ def test_M03_a_pass_is_kept_although_its_first_call_failed(
     assert [source(get(paying, seller.url + path)) for path in ("/other", "/weather")] == ["token"] * 2
     assert [row.state for row in paying.payments()] == ["accepted"]
     assert len(seller.settled()) == 1
+
+
+_PAYS: Final = """
+import sys, httpx
+from x402kit.client import Limits, Payer
+from x402kit.networks.lnd import Lnd
+url, journal, node, macaroon = sys.argv[1:]
+payer = Payer(lightning=Lnd(node, macaroon), btc_usd="100000", limits=Limits(per_call="$0.05"), allow_insecure=True,
+              journal=journal)
+httpx.Client(transport=payer.transport(), timeout=60).get(url)
+"""
+
+
+def test_M03_a_process_that_died_with_its_first_call_has_bought_its_pass(
+    seller: AuthSeller, lightning: LightningDevnet, tmp_path: Path
+) -> None:
+    seller.calls, seller.script = 4, ["wait"]
+    node, journal = lightning.payer, tmp_path / "journal"
+    command = [sys.executable, "-c", _PAYS, seller.url + "/weather", str(journal), node.url, node.macaroon]
+    with subprocess.Popen(command) as process:
+        assert seller.started.wait(60)
+        process.kill()
+    seller.released.set()
+    with contextlib.closing(by_lightning(lightning, journal=journal)) as paying:
+        assert [source(get(paying, seller.url + path)) for path in ("/other", "/weather")] == ["token"] * 2
+        assert [row.state for row in paying.payments()] == ["accepted"]
+        assert [source(get(paying, seller.url + "/weather")) for _ in range(2)] == ["token", "payment"]
+    assert len(seller.settled()) == 2
 
 
 @pytest.mark.parametrize("status", [0, 502])

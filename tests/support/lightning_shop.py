@@ -75,11 +75,11 @@ def lightning_rail(node: LightningNode) -> Lightning:
     return Lightning(Lnd(node.url, node.invoice_macaroon), price=FixedPrice(BITCOIN_PRICE), network=node.network)
 
 
-def by_lightning(nodes: LightningDevnet, node: Lnd | None = None) -> Payer:
+def by_lightning(nodes: LightningDevnet, node: Lnd | None = None, **settings: Any) -> Payer:
     """A payer with the payer's node, and nothing else."""
     node = node or Lnd(nodes.payer.url, nodes.payer.macaroon)
     limits = Limits(per_call="$0.05")
-    return Payer(lightning=node, btc_usd=BITCOIN_PRICE, limits=limits, allow_insecure=True, backoff=0)
+    return Payer(lightning=node, btc_usd=BITCOIN_PRICE, limits=limits, allow_insecure=True, backoff=0, **settings)
 
 
 def peer_node(node: LightningNode) -> str:

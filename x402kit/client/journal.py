@@ -276,10 +276,14 @@ class Journal:
                 journal_lightning.keep_token(db, token)
         return made
 
-    def served(self, reference: str) -> None:
-        """The token that a payment bought was taken: whatever the payment's own call came to, it is not shown again."""
+    def served(self, reference: str, now: int) -> None:
+        """The token that a payment bought was taken: what the payment's own call came to is of no account then, unless
+        it is still under way.
+        """
         with self._writing() as db:
-            journal_lightning.served(db, reference)
+            lease = journal_lightning.lease(db, reference)
+            if lease is not None and not self._in_use(reference, *lease, now):
+                journal_lightning.served(db, reference)
 
     def release(self, payment: Payment, now: int, reason: str) -> None:
         """It is certain that no money moved, and none will: give the budget back at once."""

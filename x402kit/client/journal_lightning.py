@@ -18,6 +18,7 @@ __all__ = [
     "find",
     "is_new",
     "keep_token",
+    "lease",
     "make_tables",
     "note_pending",
     "purge",
@@ -112,10 +113,16 @@ def keep_token(db: sqlite3.Connection, token: Token) -> None:
     db.execute(f"INSERT OR REPLACE INTO tokens ({_TOKEN_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", astuple(token))
 
 
+def lease(db: sqlite3.Connection, reference: str) -> tuple[str, int] | None:
+    """Owner and lease of a payment without a certain answer."""
+    sql = "SELECT owner, lease_until FROM payments WHERE reference = ? AND state IN ('signed', 'unknown')"
+    row = db.execute(sql, (reference,)).fetchone()
+    return None if row is None else (str(row[0]), int(row[1]))
+
+
 def served(db: sqlite3.Connection, reference: str) -> None:
-    """A payment without a certain answer has had one by its token."""
-    sql = "UPDATE payments SET state = 'accepted', value = '' WHERE reference = ? AND state = 'unknown'"
-    db.execute(sql, (reference,))
+    """Such a payment has had its answer by its token."""
+    db.execute("UPDATE payments SET state = 'accepted', value = '', owner = '' WHERE reference = ?", (reference,))
 
 
 def tokens(db: sqlite3.Connection, places: tuple[str, str], now: int) -> list[Token]:

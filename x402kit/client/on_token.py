@@ -58,7 +58,7 @@ class OnToken:
         elif result.status in _AGAIN or "payment-outcome" in result.headers:
             yield from self._end("unknown", f"status {result.status}")
         elif result.status < 400:  # a payment that bought it, and had no good answer then, has had one now
-            yield Store(lambda: self._journal.served(token.reference))
+            yield Store(lambda: self._journal.served(token.reference, self._now()))
         return result
 
     def _end(self, state: str, reason: str = "") -> Generator[Step, Any, None]:
