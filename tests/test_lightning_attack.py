@@ -109,6 +109,17 @@ async def test_J05_what_the_books_know_is_not_lost(
         assert len(till.runs) == 2
 
 
+async def test_what_is_left_of_other_calls_buys_no_single_call_at_the_price_of_a_time(
+    lightning: LightningDevnet, tmp_path: Path
+) -> None:
+    async with opened(lightning, tmp_path / "payments.db") as till:
+        bought = await till.buy("/three")
+        assert (await till.show("/three", bought.l402)).status == 200
+        assert (await till.ask("/hour", bought.l402)).status == 402
+        assert await till.left(bought) == 20_000
+        assert (await till.show("/three", bought.l402)).status == 200
+
+
 async def test_I11_no_log_holds_the_nodes_address(
     lightning: LightningDevnet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

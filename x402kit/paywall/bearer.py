@@ -218,6 +218,9 @@ class Bearers:
         rail, resource = self._invoices.rail, request.resource
         if not resource.takes(bearer.via.protocol, rail.network):
             raise PaymentRefused("invalid_payment_requirements", detail="this is not offered over Lightning")
+        if resource.l402 is not None and resource.l402.seconds and not bearer.proof.price(resource.id):
+            # A call from the balance would cost what all calls of that time do.
+            raise PaymentRefused("token_used", detail="a time is bought by an invoice of its own")
         amount = rail.units(request.ceiling)
         # So many calls were sold: what a bitcoin is worth now is of no account to them.
         if resource.l402 is not None and (price := bearer.proof.price(resource.id)):
