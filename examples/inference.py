@@ -248,6 +248,16 @@ async def lifespan(app: Starlette) -> AsyncGenerator[None]:
         await running
 
 
+def wallet_services() -> list[Mount]:
+    """Balances are topped up on a chain: a seller on Lightning alone has none, its tokens keep what is left of them."""
+    if not paywall.rails:
+        return []
+    return [
+        Mount("/v1/x402", paywall.wallet_service(minimum=TOP_UP_MIN)),
+        Mount("/api/v1/x402", paywall.wallet_service(minimum=TOP_UP_MIN, dialect="venice")),
+    ]
+
+
 app = paywall.protect(
     Starlette(
         routes=[
@@ -258,8 +268,7 @@ app = paywall.protect(
             Route("/v1/jobs/{name}/images/{number}", job_image),
             Route("/v1/weather", weather),
             Route("/v1/models", list_models),
-            Mount("/v1/x402", paywall.wallet_service(minimum=TOP_UP_MIN)),
-            Mount("/api/v1/x402", paywall.wallet_service(minimum=TOP_UP_MIN, dialect="venice")),
+            *wallet_services(),
         ],
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
