@@ -140,7 +140,7 @@ class SQLiteFile:
         connection.execute("PRAGMA busy_timeout = 0")  # from here on the worker waits by itself
         # Pages that many moves touch are neither read again from the file, nor copied into it with every hundredth.
         connection.execute("PRAGMA cache_size = -16000")
-        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute("PRAGMA wal_autocheckpoint = 1000")
         return connection
 
     def _beat(self, connection: sqlite3.Connection) -> None:
