@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from typing import Protocol
+from typing import Final, Protocol
 
 from starlette.types import Receive
 
@@ -34,9 +34,9 @@ from ..paywall.challenge import Challenge, Challenges
 from ..paywall.credentials import Credentials, Paying
 from ..paywall.sale import BalanceSale, PassSale, PaymentSale, Sale
 from ..pricing import Quote
-from ..protocols.authorization import Found, find_authorization
-from ..protocols.siwx import find_proof
-from ..protocols.x402 import find_payment
+from ..protocols.authorization import AUTHORIZATION_HEADERS, Found, find_authorization
+from ..protocols.siwx import PROOF_HEADERS, find_proof
+from ..protocols.x402 import PAYMENT_HEADERS, find_payment
 from . import answers
 from .answers import Answer
 from .body import body_digest, read_body
@@ -48,6 +48,9 @@ from .wallet_places import Place, Places
 __all__ = ["Door", "Till"]
 
 log = logging.getLogger("x402kit.gate")
+
+_PROOFS: Final = frozenset(PROOF_HEADERS)
+_AUTHORIZATIONS: Final = frozenset(AUTHORIZATION_HEADERS)
 
 
 class Till(Protocol):
@@ -66,6 +69,20 @@ class Till(Protocol):
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+
+
+def _shown(headers: list[tuple[bytes, bytes]], *, top_up: bool) -> tuple[bytes | None, bytes | None, Found | None]:
+    """A payment, a wallet proof, a credential of HTTP authentication: at most one of them, else ``MalformedPayment``.
+
+    A top-up is paid by a payment alone.
+    """
+    names = {name for name, _ in headers}
+    raw = None if PAYMENT_HEADERS.isdisjoint(names) else find_payment(headers)
+    proof = None if top_up or _PROOFS.isdisjoint(names) else find_proof(headers)
+    shown = None if top_up or _AUTHORIZATIONS.isdisjoint(names) else find_authorization(headers)
+    if [raw, proof, shown].count(None) < 2:
+        raise MalformedPayment("two_ways_of_paying")
+    return raw, proof, shown
 
 
 class Door:
@@ -90,12 +107,7 @@ class Door:
     async def admit(self, request: PricedRequest, receive: Receive) -> Answer | Sale | Admission:
         """The gate's own answer; or the right to be served; or a payment that becomes balance."""
         resource, headers = request.resource, request.scope["headers"]
-        raw = find_payment(headers)
-        proof = shown = None
-        if not resource.credits:
-            proof, shown = find_proof(headers), find_authorization(headers)
-        if [raw, proof, shown].count(None) < 2:
-            raise MalformedPayment("two_ways_of_paying")
+        raw, proof, shown = _shown(headers, top_up=resource.credits)
         if resource.price.needs_body:
             request.body = await read_body(receive, resource.body_limit, resource.body_seconds)
         if proof is not None:
@@ -112,7 +124,9 @@ class Door:
         )
         if resource.credits:
             return admission
-        return await self._admitted(request, receive, admission, quoted)
+        if admission.replay:
+            return await self._told_again(request, receive, admission)
+        return self._sold(admission, quoted)
 
     async def _admit_shown(self, request: PricedRequest, receive: Receive, shown: Found) -> Answer | Sale:
         """A credential of the scheme L402, or ``Payment``."""
@@ -122,18 +136,19 @@ class Door:
         request.shown = True
         paying = Paying(request.resource, bound, request.ceiling, request.caller, key)
         admitted = await self._till.credentials.admit(shown, paying)
-        if isinstance(admitted, Admission):
-            return await self._admitted(request, receive, admitted, quoted)
-        return await self._held(request, receive, admitted)
+        if not isinstance(admitted, Admission):
+            return await self._held(request, receive, admitted)
+        if admitted.replay:
+            return await self._told_again(request, receive, admitted)
+        return self._sold(admitted, quoted)
 
-    async def _admitted(
-        self, request: PricedRequest, receive: Receive, admission: Admission, quoted: Quote | None
-    ) -> Answer | Sale:
-        claim, till = admission.claim, self._till
-        if admission.replay:
-            await self._check_body(claim, claim.reference, request, receive)
-            return answers.replay(claim, admission.receipt, admission.via)
-        fee, rate = None, None
+    async def _told_again(self, request: PricedRequest, receive: Receive, admission: Admission) -> Answer:
+        claim = admission.claim
+        await self._check_body(claim, claim.reference, request, receive)
+        return answers.replay(claim, admission.receipt, admission.via)
+
+    def _sold(self, admission: Admission, quoted: Quote | None) -> Sale:
+        claim, till, fee, rate = admission.claim, self._till, None, None
         if quoted is not None and is_lightning(claim.network):
             fee, rate = None if quoted.meter is None else 0, admission.rate or Worth(claim.amount, quoted.ceiling)
         elif quoted is not None and quoted.meter is not None:
