@@ -597,3 +597,48 @@ def test_a_paywall_works_in_one_loop_after_another(tmp_path: Path) -> None:
         return answer.status
 
     assert [asyncio.run(once()) for _ in range(2)] == [402, 402]
+
+
+# --- keys of the seller's own
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_who_has_a_key_of_the_sellers_own_sees_no_402(shop: Shop, is_async: bool) -> None:
+    seen: list[Any] = []
+
+    def has_key(headers: Any) -> bool:
+        if headers.get("authorization") == "Bearer broken":
+            raise LookupError("the keys are not there")
+        return bool(headers.get("authorization") == "Bearer good")
+
+    async def has_key_async(headers: Any) -> bool:
+        await asyncio.sleep(0)
+        return has_key(headers)
+
+    @shop.paywall.paid("$0.01", unless=has_key_async if is_async else has_key)
+    async def goods(request: Request) -> Response:
+        seen.append(request.scope.get("x402kit"))
+        return PlainTextResponse("goods")
+
+    shop.open(Starlette(routes=[Route("/goods", goods)]))
+    answer = await shop.ask("GET", "/goods", {"Authorization": "Bearer good"})
+    assert (answer.status, answer.body, seen) == (200, b"goods", [None])
+    assert answer.header("payment-response") == ""
+    for other in ("Bearer bad", "Basic good", ""):
+        assert (await shop.ask("GET", "/goods", {"Authorization": other})).status == 402
+    assert (await shop.ask("GET", "/goods", {"Authorization": "Bearer broken"})).status == 500
+    payment = await shop.payment("GET", "/goods")
+    with_both = {"Authorization": "Bearer good", "PAYMENT-SIGNATURE": payment.v2()}
+    assert (await shop.ask("GET", "/goods", with_both)).status == 200
+    assert (shop.rail.settled, await shop.claim(payment)) == (0, None)
+    assert (await shop.ask("GET", "/goods", {"PAYMENT-SIGNATURE": payment.v2()})).status == 200
+    assert (shop.rail.settled, len(seen)) == (1, 3)
+
+
+async def test_only_true_is_a_key(shop: Shop) -> None:
+    @shop.paywall.paid("$0.01", unless=lambda headers: headers)  # pyright: ignore[reportArgumentType]
+    async def goods(request: Request) -> Response:
+        return PlainTextResponse("goods")
+
+    shop.open(Starlette(routes=[Route("/goods", goods)]))
+    assert (await shop.ask("GET", "/goods", {"X-Key": "1"})).status == 402

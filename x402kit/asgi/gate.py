@@ -139,13 +139,16 @@ class Gate:
             await self._answer(Answer(204, answers.COMMON), scope, receive, send)
             return
         request = PricedRequest(scope, found, self._till.origin)
-        decided: Answer | Sale | Admission
+        decided: Answer | Sale | Admission | None
         try:
-            decided = await self._door.admit(request, receive)
+            decided = None if await request.is_exempt() else await self._door.admit(request, receive)
         except Disconnected:
             return
         except Exception as e:  # noqa: BLE001  # the ASGI edge: a refusal, or a fault of ours or of the price
             decided = await self._door.failed(request, e)
+        if decided is None:
+            await self._exempt(receive, send, request)
+            return
         if isinstance(decided, Answer):
             await self._answer(decided, scope, receive, send)
             return
@@ -153,6 +156,13 @@ class Gate:
             await self._credit(replay_body(request.body, receive), send, request, decided)
             return
         await self._serve(receive, send, request, decided)
+
+    async def _exempt(self, receive: Receive, send: Send, request: PricedRequest) -> None:
+        token = admitted.set(request.resource)
+        try:
+            await self.app(request.scope, receive, send)
+        finally:
+            admitted.reset(token)
 
     async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
         if self._cors is not None:

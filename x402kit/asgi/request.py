@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from inspect import isawaitable
 from typing import Any, Final
 from urllib.parse import quote
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from ..errors import BadRequest
@@ -66,6 +68,14 @@ class PricedRequest:
     def header(self, name: bytes) -> str:
         """A header's value, all that came joined by commas; empty where there is none."""
         return ", ".join(value.decode("latin-1") for key, value in self.scope["headers"] if key == name)
+
+    async def is_exempt(self) -> bool:
+        """Whether a key of the seller's own came with it."""
+        unless = self.resource.unless
+        if unless is None:
+            return False
+        said = unless(Headers(scope=self.scope))
+        return (await said if isawaitable(said) else said) is True
 
     @property
     def bodyless(self) -> bool:

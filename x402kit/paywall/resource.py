@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -36,6 +36,9 @@ class Resource:
     the older spelling of ``l402``, for clients that know no other. ``l402`` is what one L402 token buys where it is
     more than one call; the ``Payment`` scheme is not offered then over Lightning.
 
+    ``unless`` is asked with a request's headers (names in lower case), sync or async: where it says yes, a key of the
+    seller's own came with it, and the app has it untouched and unpaid. A key that is none must be a no.
+
     For a top-up alone: ``credits``, the payment becomes balance; ``canonical`` is what of the body binds it; with
     ``amounts``, from the least to the most that may be credited, the payer chooses the amount, and the price is what is
     offered. Raises ``ConfigError`` where they are set for anything else.
@@ -62,6 +65,7 @@ class Resource:
     protocols: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     l402: Pass | None = None
+    unless: Callable[[Mapping[str, str]], bool | Awaitable[bool]] | None = None
     credits: bool = False
     canonical: Callable[[bytes], bytes] | None = None
     amounts: tuple[Usd, Usd] | None = None
