@@ -636,7 +636,10 @@ async def test_who_has_a_key_of_the_sellers_own_sees_no_402(shop: Shop, is_async
 
 
 async def test_only_true_is_a_key(shop: Shop) -> None:
-    @shop.paywall.paid("$0.01", unless=lambda headers: headers)  # pyright: ignore[reportArgumentType]
+    def found(headers: Any) -> Any:
+        return headers.get("x-key")
+
+    @shop.paywall.paid("$0.01", unless=found)
     async def goods(request: Request) -> Response:
         return PlainTextResponse("goods")
 
