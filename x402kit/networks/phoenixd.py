@@ -96,7 +96,7 @@ class Phoenixd(RestNode):
         seen: dict[str, int] = dict(await self._completed(since - OVERLAP_MILLIS))
         while True:
             await asyncio.sleep(self._poll_seconds)
-            for settled, at in await self._completed(since - OVERLAP_MILLIS):
+            for settled, at in reversed(await self._completed(since - OVERLAP_MILLIS)):
                 since = max(since, at)
                 if settled not in seen:
                     yield settled
