@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support.auth_seller import AuthSeller, auth_serving
+from tests.support.auth_seller import AuthSeller
+from tests.support.auth_seller import seller as seller
+from tests.support.auth_seller import server as server
 from tests.support.commands import on_terminal, run
 from x402kit.cli.explain_auth import explain_auth
 from x402kit.cli.inspect import look_at_value
 from x402kit.cli.report import Report
-from x402kit.devnet import LightningDevnet
 from x402kit.networks.lightning_port import REGTEST
 from x402kit.protocols.payment_auth import PaymentChallenge, challenge_header, request_text
 from x402kit.protocols.payment_methods import evm_request, solana_request
@@ -22,17 +22,6 @@ USDC, SELLER = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", "0xf39Fd6e51aad88F6
 MINT, PROGRAM = "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v", "TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA"
 EVM = evm_request(10_000, USDC, SELLER, 8453, 6)
 SOLANA = solana_request(10_000, MINT, PROGRAM, network="mainnet", decimals=6, token_program=PROGRAM)
-
-
-@pytest.fixture(scope="module")
-def server(lightning: LightningDevnet) -> Iterator[AuthSeller]:
-    with auth_serving(lightning.seller) as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: AuthSeller) -> AuthSeller:
-    return server.reset()
 
 
 def found(report: Report) -> tuple[set[str], set[str]]:

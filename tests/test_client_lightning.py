@@ -12,7 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.auth_seller import PRICE, AuthSeller, auth_serving
+from tests.support.auth_seller import PRICE, AuthSeller
+from tests.support.auth_seller import seller as seller
+from tests.support.auth_seller import server as server
 from tests.support.clients import KEY, KINDS, client_of, request
 from tests.support.paid_server import entry
 from x402kit.client import (
@@ -38,17 +40,6 @@ from x402kit.protocols import x402
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 Made = Callable[..., Payer]
-
-
-@pytest.fixture(scope="module")
-def server(lightning: LightningDevnet) -> Iterator[AuthSeller]:
-    with auth_serving(lightning.seller) as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: AuthSeller) -> AuthSeller:
-    return server.reset()
 
 
 @pytest.fixture

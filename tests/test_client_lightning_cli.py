@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.auth_seller import AuthSeller, auth_serving
+from tests.support.auth_seller import AuthSeller
+from tests.support.auth_seller import seller as seller
+from tests.support.auth_seller import server as server
 from tests.support.clients import KEY
 from tests.support.commands import Result, on_terminal, run
 from x402kit.devnet import LightningDevnet
 from x402kit.networks.lightning_port import REGTEST
-
-
-@pytest.fixture(scope="module")
-def server(lightning: LightningDevnet) -> Iterator[AuthSeller]:
-    with auth_serving(lightning.seller) as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: AuthSeller) -> AuthSeller:
-    return server.reset()
 
 
 @pytest.fixture

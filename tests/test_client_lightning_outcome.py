@@ -19,6 +19,8 @@ import httpx
 import pytest
 
 from tests.support.auth_seller import PRICE, AuthSeller, auth_serving
+from tests.support.auth_seller import seller as seller
+from tests.support.auth_seller import server as server
 from tests.support.clients import KEY, KINDS, client_of, request
 from tests.support.paid_server import entry
 from x402kit.client import (
@@ -72,17 +74,6 @@ class Node:
 
     def close(self) -> None:
         self._client.close()
-
-
-@pytest.fixture(scope="module")
-def server(lightning: LightningDevnet) -> Iterator[AuthSeller]:
-    with auth_serving(lightning.seller) as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: AuthSeller) -> AuthSeller:
-    return server.reset()
 
 
 @pytest.fixture

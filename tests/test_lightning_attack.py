@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.support.auth_seller import AuthSeller, auth_serving
+from tests.support.auth_seller import AuthSeller
+from tests.support.auth_seller import seller as seller
+from tests.support.auth_seller import server as server
 from tests.support.lightning_shop import LightningShop, by_lightning, lightning_rail, lightning_shop
 from tests.support.lightning_till import Bought, WaryNode, opened
 from tests.support.stores import Place
@@ -161,17 +163,6 @@ def running(lightning: LightningDevnet, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture
 def shop(running: LightningShop) -> LightningShop:
     return running.fresh()
-
-
-@pytest.fixture(scope="module")
-def server(lightning: LightningDevnet) -> Iterator[AuthSeller]:
-    with auth_serving(lightning.seller) as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: AuthSeller) -> AuthSeller:
-    return server.reset()
 
 
 @pytest.fixture

@@ -13,22 +13,23 @@ import contextlib
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 import httpx
+import pytest
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from tests.support.serving import serving
-from x402kit.devnet import LightningNode
+from x402kit.devnet import LightningDevnet, LightningNode
 from x402kit.protocols import l402, macaroon, payment_auth
 from x402kit.protocols.encoding import b64encode
 from x402kit.protocols.payment_auth import PaymentChallenge
 
-__all__ = ["PRICE", "AuthSeller", "auth_serving"]
+__all__ = ["PRICE", "AuthSeller", "auth_serving", "seller", "server"]
 
 PRICE = 21_000
 """Msat of an invoice."""
@@ -233,3 +234,16 @@ def auth_serving(node: LightningNode) -> Generator[AuthSeller]:
             yield app
         finally:
             app.released.set()
+
+
+@pytest.fixture(scope="module")
+def server(lightning: LightningDevnet) -> Iterator[AuthSeller]:
+    """On the seller's node, for a whole module."""
+    with auth_serving(lightning.seller) as app:
+        yield app
+
+
+@pytest.fixture
+def seller(server: AuthSeller) -> AuthSeller:
+    """As new."""
+    return server.reset()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from ..networks.lightning_port import REGTEST
 from . import packages
+from .base import Devnet
 from .process import Server
 
 __all__ = ["LightningDevnet", "LightningNode"]
@@ -35,7 +35,7 @@ class LightningNode:
     network: str = REGTEST
 
 
-class LightningDevnet:
+class LightningDevnet(Devnet):
     """Two running nodes. Use it in a ``with`` statement, or call ``stop()``; they also end with their process.
 
     The channel holds 10 000 000 sat, of which the seller has 4 000 000 at the start; each keeps 1 % in reserve. With
@@ -49,14 +49,6 @@ class LightningDevnet:
         self._server = Server(command, ready='"nodes"')
         said: list[dict[str, str]] = json.loads(self._server.announcement)["nodes"]
         self.seller, self.payer = (LightningNode(**node) for node in said)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def pid(self) -> int:
