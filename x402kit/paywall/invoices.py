@@ -51,6 +51,11 @@ def claim_id(payment_hash: str) -> str:
     return f"lightning:{payment_hash}"
 
 
+def _entry_key(payment_hash: str) -> str:
+    """Of what the books say of a payment that was served or credited."""
+    return f"claim:{claim_id(payment_hash)}"
+
+
 class Wanted(NamedTuple):
     """What an invoice is for. ``bound`` is the request's fingerprint, or a pass's; ``calls`` of ``ceiling`` each."""
 
@@ -257,8 +262,7 @@ class Invoices:
 
         None where nothing was ever lost, or the books know the payment. Raises as ``settle`` does.
         """
-        known = f"claim:{claim_id(payment_hash)}"
-        if not await commits_lost(self._store) or await self._store.entry(known) is not None:
+        if not await commits_lost(self._store) or await self._store.entry(_entry_key(payment_hash)) is not None:
             return None
         received = await self._came(payment_hash)
         amount = amount or received
@@ -346,6 +350,10 @@ class Invoices:
             await self._store.note_invoice(row.payment_hash, state="dead")
 
     async def _settled(self, row: Invoice, received: int) -> None:
+        if await self._store.entry(_entry_key(row.payment_hash)) is not None:
+            # It was served while the node was asked, and its claim may be over: who was stopped in between is late.
+            await self._store.note_invoice(row.payment_hash, state="settled")
+            return
         owner = f"{WATCHER}{id(self):x}:{time.monotonic_ns():x}"
         made = await self._claim(row, received, owner)
         if made.owner == owner:  # its payer may come for what was paid
