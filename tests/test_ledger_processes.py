@@ -84,7 +84,7 @@ async def test_C10_J04_sixty_four_tasks_in_eight_processes_spend_one_account(pla
 
 async def _finished(processes: list[BaseProcess]) -> None:
     for process in processes:
-        await asyncio.to_thread(process.join, 120)
+        await asyncio.to_thread(process.join, 600)
         assert process.exitcode == 0
 
 
