@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from ..errors import MalformedPayment, PaymentRefused
+from ..errors import MalformedPayment, RailUnavailable
 from ..money import Usd
 from ..protocols import l402
 from ..protocols.authorization import Found
@@ -78,8 +78,8 @@ class Credentials:
         return Bearer(shown.payment_hash.hex(), _Token(self._tokens, shown), Via("l402"))
 
     async def _over_lightning(self, bearer: Bearer, paying: Paying) -> Admission | BalanceSale | PassSale | Replay:
-        if self._bearers is None:
-            raise PaymentRefused("invalid_challenge")
+        if self._bearers is None:  # it is ours and was paid, before the set-up changed: no new payment for it (I7)
+            raise RailUnavailable("not_over_lightning_now")
         request = Request(paying.resource, paying.bound, await paying.ceiling(), paying.key)
         return await self._bearers.admit(bearer, request)
 
