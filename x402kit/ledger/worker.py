@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 from ..errors import RailUnavailable, X402KitError
+from .waking import Waking
 
 __all__ = ["ROWS", "NotAll", "Together", "Worker", "execute_rows"]
 
@@ -63,10 +64,10 @@ class _HalfDone(Exception):  # never leaves this file
 class _Group:
     """What one event loop handed over at once."""
 
-    __slots__ = ("items", "loop", "size", "together")
+    __slots__ = ("items", "size", "together", "waking")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+    def __init__(self, waking: Waking[_Answers]) -> None:
+        self.waking = waking
         self.size = 0
         self.items: list[_Item] = []
         self.together: dict[Together, list[_Item]] = {}
@@ -98,6 +99,7 @@ class Worker:
         self._busy_seconds = busy_seconds
         self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._waiting: dict[asyncio.AbstractEventLoop, _Group] = {}
+        self._wakings: dict[asyncio.AbstractEventLoop, Waking[_Answers]] = {}
         self._thread = threading.Thread(target=self._run, name="x402kit-store", daemon=True)
         self._started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._stopped = False
@@ -116,6 +118,25 @@ class Worker:
         self._stopped = True
         self._queue.put(None)
         self._thread.join()
+        for waking in tuple(self._wakings.values()):
+            self._let_go(waking)
+
+    def _let_go(self, waking: Waking[_Answers]) -> None:
+        """What was given is taken; from now on there is no descriptor."""
+        del self._wakings[waking.loop]
+        if waking.loop.is_closed() or waking.loop is _running_loop():
+            waking.close()
+        else:  # another thread's; where it ends at once, a descriptor is lost with it
+            with contextlib.suppress(RuntimeError):
+                waking.loop.call_soon_threadsafe(waking.close)
+
+    def _waking(self, loop: asyncio.AbstractEventLoop) -> Waking[_Answers]:
+        found = self._wakings.get(loop)
+        if found is None:
+            for ended in [waking for waking in self._wakings.values() if waking.loop.is_closed()]:
+                self._let_go(ended)
+            found = self._wakings[loop] = Waking(loop, _resolve)
+        return found
 
     def submit(
         self, operation: Callable[[sqlite3.Connection], T], together: Together | None = None, values: Any = None
@@ -130,7 +151,7 @@ class Worker:
         if group is None:
             # Handed over once the loop has run all that is ready: waking the thread for each operation would make the
             # two threads fight for the interpreter lock (measured: 1 100 instead of 9 000 claims a second).
-            group = self._waiting[loop] = _Group(loop)
+            group = self._waiting[loop] = _Group(self._waking(loop))
             at_once = self._alone  # looked at once: the thread may change it meanwhile
             if not at_once:
                 loop.call_soon(self._hand_over, loop)
@@ -162,10 +183,8 @@ class Worker:
         going = True
         while going:
             batch, going = self._next()
-            for loop, answers in self._execute(connection, batch):
-                # Where the loop is closed, whoever asked is gone, and the commit stands.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(_resolve, answers)
+            for waking, answers in self._execute(connection, batch):
+                waking.give(answers)  # where the loop is closed, whoever asked is gone, and the commit stands
         connection.close()
 
     def _next(self) -> tuple[list[_Group], bool]:
@@ -186,9 +205,7 @@ class Worker:
         self._alone = size == 1
         return batch, True
 
-    def _execute(
-        self, connection: sqlite3.Connection, batch: list[_Group]
-    ) -> list[tuple[asyncio.AbstractEventLoop, _Answers]]:
+    def _execute(self, connection: sqlite3.Connection, batch: list[_Group]) -> list[tuple[Waking[_Answers], _Answers]]:
         if not batch and self._tick is None:
             return []
         try:
@@ -200,19 +217,26 @@ class Worker:
         except sqlite3.Error as e:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            return [(group.loop, [(item[1], None, unavailable(e)) for item in _all(group)]) for group in batch]
+            return [(group.waking, [(item[1], None, unavailable(e)) for item in _all(group)]) for group in batch]
 
     def _transaction(
         self, connection: sqlite3.Connection, batch: list[_Group], run: Callable[[sqlite3.Connection, _Group], _Answers]
-    ) -> list[tuple[asyncio.AbstractEventLoop, _Answers]]:
+    ) -> list[tuple[Waking[_Answers], _Answers]]:
         if self._transactions:
             _begin(connection, self._busy_seconds)
-        made = [(group.loop, run(connection, group)) for group in batch]
+        made = [(group.waking, run(connection, group)) for group in batch]
         if self._tick is not None:
             self._tick(connection)
         if self._transactions:
             connection.execute("COMMIT")
         return made
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _all(group: _Group) -> Iterator[_Item]:
