@@ -44,7 +44,12 @@ NETWORKS: Final = ("eip155:8453", "eip155:137")
 
 
 class StubbedChain(EvmRail):
-    """The EVM rail with its real offline checks, on a chain that agrees with everything at once."""
+    """The EVM rail with its real offline checks, on a chain that agrees with everything at once.
+
+    As with a facilitator, no nonce of ours is needed.
+    """
+
+    prepare_is_pure = True
 
     async def start(self) -> None:
         pass

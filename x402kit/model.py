@@ -250,6 +250,11 @@ class Claim(NamedTuple):
         """The claim once its intent is stored: of a claim's columns, an intent's are four in a row."""
         return Claim._make((self[0], "sent", *self[2:_REFERENCE], *intent, *self[_REFERENCE + 4 :]))
 
+    @property
+    def prepared(self) -> Intent:
+        """The intent that is stored with it."""
+        return Intent._make(self[_REFERENCE : _REFERENCE + 4])
+
     def changed(self, **columns: Any) -> Claim:
         """The claim with some columns as given: ``_replace`` in a third of its time."""
         row: list[Any] = list(self)

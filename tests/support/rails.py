@@ -31,6 +31,7 @@ class OfflineRail:
     """
 
     scheme = "exact"
+    prepare_is_pure = False
     confirmations = 0
     final_depth = 0
 

@@ -66,8 +66,9 @@ MOVES: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "reverse": (("settled",), "failed"),
     "tell": (("settled",), "served"),
 }
-"""Move → the states that it starts from, and the one that it ends in. ``claim`` itself starts from nothing or
-failed. ``tell`` ends a settlement that a facilitator made for somebody else: it is not in our books.
+"""Move → the states that it starts from, and the one that it ends in. ``claim`` itself starts from nothing or failed,
+and ends in ``sent`` where the intent, which holds nothing, is stored with it. ``tell`` ends a settlement that a
+facilitator made for somebody else: it is not in our books.
 """
 
 HOLD_ENDS: Final[Mapping[str, str]] = {"capture": "captured", "void": "voided", "expire": "expired"}

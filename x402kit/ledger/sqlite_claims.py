@@ -14,6 +14,7 @@ from .rules import OPEN, checked
 from .sqlite_file import clock
 from .sqlite_holds import INSERT_HOLD, new_hold
 from .sqlite_rows import COLUMNS, NAMES, SQLiteRows, find, move_sql
+from .worker import ROWS, execute_rows
 
 __all__ = ["SQLiteClaims"]
 
@@ -22,8 +23,9 @@ _MARGIN: Final = 3600
 """Seconds for which a claim outlives its authorization: our clock and the chain's are not one (C07)."""
 _FORGOTTEN: Final = 86_400
 """Seconds for which a hold outlives its end."""
+_ROW: Final = ", ".join("?" * len(COLUMNS))
 _INSERT: Final = (
-    f"INSERT INTO claims ({NAMES}) SELECT {', '.join('?' * len(COLUMNS))}"
+    f"INSERT INTO claims ({NAMES}) SELECT {_ROW}"
     " WHERE (ifnull((SELECT max(id) FROM claims) - (SELECT min(id) FROM claims), 0) < ?"
     " OR (SELECT count(*) FROM claims) < ?)"
     f" AND (SELECT count(*) FROM claims WHERE payer = ? AND state IN {_OPEN_SQL}) < ?"
@@ -31,6 +33,13 @@ _INSERT: Final = (
     + ", ".join(f"{c} = excluded.{c}" for c in COLUMNS if c != "payment_id")
     + " WHERE claims.state = 'failed' AND claims.spent = 0"
 )
+_INSERT_NEW: Final = f"INSERT INTO claims ({NAMES}) VALUES ({_ROW})"
+_INSERT_MANY: Final = _INSERT_NEW + f", ({_ROW})" * (ROWS - 1)
+_FILLED: Final = (
+    "SELECT ifnull((SELECT max(id) FROM claims) - (SELECT min(id) FROM claims), 0),"
+    f" (SELECT count(*) FROM (SELECT 1 FROM claims WHERE state IN {_OPEN_SQL} LIMIT ?))"
+)
+"""How far the limits are reached, at the most: the span of the ids, and what is open of all payers together."""
 
 
 class SQLiteClaims(SQLiteRows):
@@ -57,7 +66,7 @@ class SQLiteClaims(SQLiteRows):
         held.add(key)
         won = False
         try:
-            found = await self._write(insert)
+            found = await self._write(insert, _claim_together, (row, limits))
             won = found.owner == row.owner
             return found
         except asyncio.CancelledError:
@@ -171,6 +180,17 @@ class SQLiteClaims(SQLiteRows):
             sql += " AND wallet = ? AND nonce = ?"
             values += (wallet, nonce)
         await self._write(lambda c: c.execute(sql, values).rowcount)
+
+
+def _claim_together(connection: sqlite3.Connection, values: list[tuple[Claim, tuple[Any, ...]]]) -> list[Claim]:
+    """New payments, by a statement without limits where none is near: it takes half the time."""
+    most, _, _, most_open = values[0][1]
+    span, opened = connection.execute(_FILLED, (most_open,)).fetchone()
+    if max(span - most, opened - most_open) + len(values) <= 0:
+        execute_rows(connection, _INSERT_NEW, _INSERT_MANY, [row for row, _ in values])
+    else:
+        execute_rows(connection, _INSERT, "", [(*row, *limits) for row, limits in values])
+    return [row for row, _ in values]
 
 
 def _book(move: str, columns: dict[str, Any]) -> None:

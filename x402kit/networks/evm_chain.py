@@ -47,6 +47,7 @@ class EvmRail:
     """
 
     scheme = "exact"
+    prepare_is_pure = False
 
     def __init__(
         self,

@@ -87,6 +87,8 @@ class FacilitatorRail:
     to another machine. Raises ``ConfigError``.
     """
 
+    prepare_is_pure = True
+
     def __init__(
         self,
         base: Beneath,

@@ -65,6 +65,13 @@ class Rail(Protocol):
         """Blocks after which a settlement is no longer watched for a reorganisation (I-08)."""
         ...
 
+    @property
+    def prepare_is_pure(self) -> bool:
+        """Whether ``prepare`` asks nobody, takes no nonce and remembers nothing: its intent is then stored with the
+        claim itself, by one commit instead of two, and one that is not used needs no ``discard``.
+        """
+        ...
+
     def extra(self) -> Json:
         """What an offer's ``extra`` must hold for standard clients (EIP-712 name and version, a fee payer)."""
         ...

@@ -58,6 +58,7 @@ class SvmRail:
     """
 
     scheme = "exact"
+    prepare_is_pure = False
     charge_method = METHOD
     final_depth = FINAL_DEPTH
 
@@ -385,7 +386,7 @@ class SvmRail:
                     if made.state != "pending":
                         return made
                     if made.resend and loop.time() >= again:
-                        await self.send(Intent(claim.reference, claim.intent, claim.wallet))
+                        await self.send(claim.prepared)
                         again = loop.time() + self._options.resend_seconds
                     await asyncio.sleep(pause)
                     pause = min(pause * 1.5, longest)

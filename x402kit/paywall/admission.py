@@ -1,8 +1,9 @@
 """From a payment header to the right to be served: parse, find the claim, check, claim, settle.
 
-The order is the point. Reading costs nothing and answers 400. A payment that is already claimed is answered by its
-claim alone (flow.py), before price or time are looked at: they may have changed since. A new one passes the offline
-checks before anything is asked of a chain, and the chain's before a row is written (C11).
+The order is the point. Reading costs nothing and answers 400. A new payment passes the offline checks before anything
+is asked of a chain, and the chain's before a row is written (C11). One that has a claim is answered by that alone
+(flow.py), whatever the checks would say of it: price and time may have changed since. Where this process claimed it,
+the claim is looked up first; else when a check fails, or when claiming it finds the row.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ UNSERVED_SECONDS: Final = 24 * 3600
 """How long a settled payment waits to be served before it is to become balance."""
 MAX_ATTEMPTS: Final = 8
 """Times that one settled payment may start the handler, so that failing calls can't be had without end."""
+_SEEN_MAX: Final = 10_000
 VERIFY_SLOTS: Final = 128
 """Payments that may be under verification on the chain at once (I-13); the rest is told to wait."""
 
@@ -121,6 +123,8 @@ class Admissions:
         self._challenges = challenges
         self._settler = settler
         self._verifying = 0
+        self._seen: dict[str, None] = {}
+        """Payments that were admitted here lately: these are looked up first."""
         # An owner names one attempt: the process by its id and a random part, and a counter.
         self._process = f"{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts = itertools.count()
@@ -154,9 +158,11 @@ class Admissions:
             rail, offer = readers[0]
             authorization = rail.parse(payment, offer)
             try:
-                found = await self._store.get(authorization.payment_id)
-                if found is not None and not is_over(found):
-                    return await self.resume(shown, found)
+                # One that nobody has shown here is a new one, as a rule, and to claim it tells whether it is.
+                if not candidates or authorization.payment_id in self._seen:
+                    found = await self._store.get(authorization.payment_id)
+                    if found is not None and not is_over(found):
+                        return await self.resume(shown, found)
                 if candidates:
                     return await self._admit(_OnChain(shown, payment, ceiling), rail, offer, authorization)
             except PaymentRefused as e:
@@ -170,8 +176,8 @@ class Admissions:
         now, shown = int(time.time()), paying.shown
         try:
             offer = await self._checked(paying, rail, offer, authorization, now)
-        except (PaymentRefused, PaymentUsed):
-            # The same payment may have been settled meanwhile by another request: then its claim is the answer (I7).
+        except Exception:
+            # It may have a claim, of another process or of a moment ago: then that alone is the answer (I7).
             found = await self._store.get(authorization.payment_id)
             if found is None or is_over(found):
                 raise
@@ -179,6 +185,9 @@ class Admissions:
         claim = self._new_claim(shown, rail, authorization, now)
         if shown.resource.credits:
             claim = claim.changed(deadline=now, captured=await self._cost(paying, rail, claim.amount))
+        if rail.prepare_is_pure and shown.resource.settle != "after":
+            claim = claim.sent(await self._settler.prepare(rail, authorization, offer, claim))
+        self._see(claim.payment_id)
         row = await self._store.claim(claim)
         if row.owner != claim.owner:
             return await self.resume(shown, row)
@@ -189,6 +198,11 @@ class Admissions:
             # Our lease ran out and another took the claim over: who serves it is decided anew.
             return await self.resume(shown, settled)
         return Admission(self._settled(settled), shown.via)
+
+    def _see(self, payment_id: str) -> None:
+        while len(self._seen) >= _SEEN_MAX:
+            del self._seen[next(iter(self._seen))]
+        self._seen[payment_id] = None
 
     async def _checked(
         self, paying: _OnChain, rail: Rail, offer: PaymentRequirements, authorization: Authorization, now: int

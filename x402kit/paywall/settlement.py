@@ -119,7 +119,8 @@ class Settler:
         return {*self._settling.values(), *self._releasing}
 
     async def settle(self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim) -> Claim:
-        """Settle a claim that we own, in a task that outlives its caller; the claim as it stands then.
+        """Settle a claim that we own, which nobody has sent yet, in a task that outlives its caller; the claim as it
+        stands then.
 
         When the caller is cancelled the settlement goes on, and its claim is free for the next showing (C03).
         """
@@ -150,8 +151,8 @@ class Settler:
     ) -> None:
         """The task of one settlement: its outcome, or its failure, is the waiter's."""
         try:
-            intent = await self._intend(rail, authorization, offer, claim)
-            settled = await self._send(claim, intent, rail)
+            sent = claim if claim.state == "sent" else await self._intend(rail, authorization, offer, claim)
+            settled = await self._send(sent, rail)
             if not waiter.done():
                 waiter.set_result(settled)
         except BaseException as e:
@@ -169,13 +170,19 @@ class Settler:
         self._settling.pop(waiter, None)
         waiter.cancel()  # of no effect on one that has its answer
 
-    async def _intend(
+    async def prepare(
         self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim
     ) -> Intent:
+        """What ``rail`` will send for a claim. Raises ``RailUnavailable``."""
+        return await rail.prepare(authorization, offer, _Held(self._store, claim.owner))
+
+    async def _intend(
+        self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim
+    ) -> Claim:
         """Prepare and store the intent. On any failure nothing was sent, and the claim says so."""
         intent = None
         try:
-            intent = await rail.prepare(authorization, offer, _Held(self._store, claim.owner))
+            intent = await self.prepare(rail, authorization, offer, claim)
             reference, blob, wallet, nonce = intent
             moved = await self._store.move(
                 claim.payment_id, "intend", claim.owner, reference=reference, intent=blob, wallet=wallet, nonce=nonce
@@ -188,12 +195,11 @@ class Settler:
         if not moved:  # our lease ran out, and another took the claim over
             await rail.discard(intent, _Held(self._store, claim.owner))
             raise PaymentInProgress("claim_lost")
-        return intent
+        return claim.sent(intent)
 
-    async def _send(self, claim: Claim, intent: Intent, rail: Rail) -> Claim:
-        claim = claim.sent(intent)
+    async def _send(self, claim: Claim, rail: Rail) -> Claim:
         try:
-            outcome = await rail.send(intent)
+            outcome = await rail.send(claim.prepared)
             if outcome.state == "pending":
                 claim = claim.changed(reference=outcome.reference or claim.reference)  # a facilitator says it late
                 outcome = await rail.wait(claim, self._wait)
@@ -222,14 +228,13 @@ class Settler:
         elif state == "failed":
             if outcome.never_sent:
                 # Before the claim ends: who dies in between leaves a claim to be sent again, not a nonce held for ever.
-                blob = Intent(claim.reference, claim.intent, claim.wallet, claim.nonce)
-                await rail.discard(blob, _Held(self._store, claim.owner))
+                await rail.discard(claim.prepared, _Held(self._store, claim.owner))
             spent = int(outcome.spent)
             if await self._store.move(claim.payment_id, "fail", owner, reason=outcome.reason, spent=spent):
                 return claim.changed(state="failed", reason=outcome.reason, spent=spent)
         else:
             if outcome.resend:
-                await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
+                await rail.send(claim.prepared)
             age = now - claim.created_at
             wait = next((step for step in _AGAIN if age <= step * 3), _AGAIN[-1])
             reference = reference or claim.reference
@@ -310,7 +315,7 @@ class Settler:
                 await self._write_off(claim)
             return
         if outcome.resend:
-            await rail.send(Intent(claim.reference, claim.intent, claim.wallet, claim.nonce))
+            await rail.send(claim.prepared)
         await self._store.note(claim.payment_id, next_check=now + 5)
 
     async def _write_off(self, claim: Claim) -> None:
