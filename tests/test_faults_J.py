@@ -10,11 +10,13 @@ import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.invariants import check, settled_down
+from tests.support.facilitators import TOKEN, facilitating
 from tests.support.faulty_rpc import Fault
 from tests.support.shop import Kill, Payment, Shop, Shown, at_once, faulty_node, opened
 from tests.support.shop_server import STEPS
@@ -23,6 +25,16 @@ from x402kit.devnet import EvmDevnet
 RECONCILED = 5.0
 """Seconds: the dead one's lease of 0.6 s ends, then one pass, on a busy machine."""
 AFTER_STEPS = ("handler", "store.take_nonce", "store.intend", "rail.send", "store.confirm", "store.serve", "response")
+FACILITATED = (
+    "rail.verify",
+    "rail.prepare",
+    "store.claim",
+    "rail.send",
+    "store.confirm",
+    "handler",
+    "store.serve",
+    "response",
+)
 REFUSED = {"code": -32000, "message": "insufficient funds for gas * price + value"}
 
 
@@ -77,6 +89,51 @@ def test_J01_killed_on_the_way_and_nobody_comes_back(shop: Shop, step: str, afte
 @pytest.mark.parametrize("step", AFTER_STEPS)
 def test_J01_killed_where_serving_comes_first(shop: Shop, step: str, after: bool) -> None:
     payment = die_while_paying(shop, Kill(step, after), "/after")
+    shop.start()
+    made_whole(shop, payment)
+
+
+@pytest.fixture(params=[True, False], ids=["sees the chain", "blind"])
+def client(chain: EvmDevnet, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
+    """A shop that settles through a facilitator, whose intent is stored with the claim."""
+    settings: dict[str, Any] = {"token": TOKEN, "sees": request.param, "settle": 1.5}
+    with (
+        facilitating(chain, tmp_path / "facilitator.db") as front,
+        opened(chain, tmp_path, facilitator=front.url, **settings) as made,
+    ):
+        yield made
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", FACILITATED)
+def test_J01_killed_on_the_way_to_a_facilitator_and_the_payer_comes_back(client: Shop, step: str, after: bool) -> None:
+    payment = die_while_paying(client, Kill(step, after))
+    client.start()
+    made_whole(client, payment)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", FACILITATED)
+def test_J01_killed_on_the_way_to_a_facilitator_and_nobody_comes_back(client: Shop, step: str, after: bool) -> None:
+    payment = die_while_paying(client, Kill(step, after))
+    claimed = client.state(payment) != ""
+    client.start()
+    settled_down(client, seconds=RECONCILED)
+    assert client.moved(payment) == claimed
+    assert client.state(payment) in (("settled", "served") if claimed else ("",))
+    made_whole(client, payment)
+
+
+@pytest.mark.parametrize("step", ["store.get", "store.take"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_J01_killed_while_it_is_shown_again(shop: Shop, step: str, after: bool) -> None:
+    payment = die_while_paying(shop, Kill("store.confirm", after=True))
+    time.sleep(shop.setup.lease)
+    server = shop.start(kill=Kill(step, after))
+    with contextlib.suppress(httpx.TransportError):
+        shop.show(payment, server)
+    assert server.ended() == -signal.SIGKILL, "the step was not reached"
+    check(shop)
     shop.start()
     made_whole(shop, payment)
 

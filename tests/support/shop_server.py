@@ -45,7 +45,6 @@ for _name in ("uvicorn.loops.asyncio", "uvicorn.protocols.http.h11_impl"):
 
 STEPS = (
     "rail.parse",
-    "store.get",
     "rail.check",
     "rail.verify",
     "store.claim",
@@ -59,7 +58,7 @@ STEPS = (
     "store.serve",
     "response",
 )
-"""The steps of a paid call, in order."""
+"""The steps of a paid call with a payment that nobody has shown here yet, in order."""
 
 
 @dataclass(frozen=True)
