@@ -71,12 +71,12 @@ class Till(Protocol):
     async def stop(self) -> None: ...
 
 
-def _shown(headers: list[tuple[bytes, bytes]], *, top_up: bool) -> tuple[bytes | None, bytes | None, Found | None]:
+def _shown(request: PricedRequest) -> tuple[bytes | None, bytes | None, Found | None]:
     """A payment, a wallet proof, a credential of HTTP authentication: at most one of them, else ``MalformedPayment``.
 
     A top-up is paid by a payment alone.
     """
-    names = {name for name, _ in headers}
+    names, headers, top_up = request.names, request.scope["headers"], request.resource.credits
     raw = None if PAYMENT_HEADERS.isdisjoint(names) else find_payment(headers)
     proof = None if top_up or _PROOFS.isdisjoint(names) else find_proof(headers)
     shown = None if top_up or _AUTHORIZATIONS.isdisjoint(names) else find_authorization(headers)
@@ -106,8 +106,8 @@ class Door:
 
     async def admit(self, request: PricedRequest, receive: Receive) -> Answer | Sale | Admission:
         """The gate's own answer; or the right to be served; or a payment that becomes balance."""
-        resource, headers = request.resource, request.scope["headers"]
-        raw, proof, shown = _shown(headers, top_up=resource.credits)
+        resource = request.resource
+        raw, proof, shown = _shown(request)
         if resource.price.needs_body:
             request.body = await read_body(receive, resource.body_limit, resource.body_seconds)
         if proof is not None:

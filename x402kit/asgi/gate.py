@@ -29,7 +29,7 @@ from .inject import ask_for_usage
 from .lifespan import Lifespan
 from .marks import admitted
 from .metering import Metering
-from .request import PricedRequest, scope_for
+from .request import PricedRequest
 from .routes import Found, Routes, find_mounted
 from .wallet import WalletService
 from .wallet_places import Places
@@ -219,7 +219,7 @@ class Gate:
         serving.add(delivery)
         try:
             length = None if not body or body == request.body else len(body)
-            inner = scope_for(scope, paid, metered=metering.active, length=length)
+            inner = request.scope_for(paid, metered=metering.active, length=length)
             await self.app(inner, delivery.receive, delivery.send)
         except asyncio.CancelledError:
             if not delivery.taken_back():

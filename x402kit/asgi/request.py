@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from inspect import isawaitable
+from operator import itemgetter
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -17,12 +18,14 @@ from ..pricing import Call, Quote
 from ..protocols.authorization import AUTHORIZATION_HEADERS, without_credentials
 from .routes import Found
 
-__all__ = ["PricedRequest", "scope_for"]
+__all__ = ["PricedRequest"]
 
 _SECRETS: Final = frozenset((b"authorization", b"cookie", b"x-api-key"))
 _URL_MAX: Final = 2048
 """A query that makes the URL longer is left out of the challenge: it is for display."""
 _LENGTHS: Final = frozenset((b"content-length", b"transfer-encoding"))
+_AUTHORIZATIONS: Final = frozenset(AUTHORIZATION_HEADERS)
+_NAME: Final = itemgetter(0)
 
 
 class PricedRequest:
@@ -31,6 +34,8 @@ class PricedRequest:
     def __init__(self, scope: Scope, found: Found, origin: str) -> None:
         self.scope = scope
         self.resource = found.resource
+        self.names = frozenset(map(_NAME, scope["headers"]))
+        """Of its headers."""
         self.body = b""
         self.shown = False
         self.pricing = False
@@ -62,11 +67,15 @@ class PricedRequest:
 
     def caller(self) -> bytes:
         """A digest of the headers by which an app knows its caller; nothing where there are none."""
+        if _SECRETS.isdisjoint(self.names):
+            return b""
         found = [pair for pair in self.scope["headers"] if pair[0] in _SECRETS]
-        return hashlib.sha256(repr(sorted(found)).encode()).digest() if found else b""
+        return hashlib.sha256(repr(sorted(found)).encode()).digest()
 
     def header(self, name: bytes) -> str:
         """A header's value, all that came joined by commas; empty where there is none."""
+        if name not in self.names:
+            return ""
         return ", ".join(value.decode("latin-1") for key, value in self.scope["headers"] if key == name)
 
     async def is_exempt(self) -> bool:
@@ -111,25 +120,24 @@ class PricedRequest:
         host = next((v for k, v in self.scope["headers"] if k == b"host"), b"localhost")
         return f"{self.scope.get('scheme', 'http')}://{host.decode('latin-1')}"
 
+    def scope_for(self, paid: Any, *, metered: bool, length: int | None = None) -> Scope:
+        """The scope that the app sees; of a metered call without Accept-Encoding, so that its usage can be read (H05).
+
+        Without a token or credential too, which an app that is a proxy would pass on: whoever has one can spend it
+        (I11). ``length`` is the body's, where we have changed it: an app that passes it on goes by the header.
+        """
+        inner = {**self.scope, "x402kit": paid}
+        if metered:
+            inner["headers"] = [pair for pair in inner["headers"] if pair[0] != b"accept-encoding"]
+        if not _AUTHORIZATIONS.isdisjoint(self.names):
+            inner["headers"] = without_credentials(inner["headers"])
+        if length is not None:
+            stated = str(length).encode()
+            inner["headers"] = [(k, stated if k == b"content-length" else v) for k, v in inner["headers"]]
+        return inner
+
     def url(self) -> str:
         """For display in the challenge."""
         query = self.scope["query_string"].decode("latin-1")
         url = self.origin + quote(self.scope["path"], safe="/:@!$&'()*+,;=~-._", errors="surrogateescape")
         return f"{url}?{query}" if query and len(url) + len(query) < _URL_MAX else url
-
-
-def scope_for(scope: Scope, paid: Any, *, metered: bool, length: int | None = None) -> Scope:
-    """The scope that the app sees; of a metered call without Accept-Encoding, so that its usage can be read (H05).
-
-    Without a token or credential too, which an app that is a proxy would pass on: whoever has one can spend it (I11).
-    ``length`` is the body's, where we have changed it: an app that passes it on goes by what the header says.
-    """
-    inner = {**scope, "x402kit": paid}
-    if metered:
-        inner["headers"] = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
-    if any(name in AUTHORIZATION_HEADERS for name, _ in scope["headers"]):
-        inner["headers"] = without_credentials(inner["headers"])
-    if length is not None:
-        stated = str(length).encode()
-        inner["headers"] = [(k, stated if k == b"content-length" else v) for k, v in inner["headers"]]
-    return inner

@@ -79,6 +79,7 @@ CHARGE_UNITS: Final = 200_000
 VALID_SECONDS: Final = 180
 """How long a blockhash is taken to live at the most: 150 blocks, 60 to 90 s as a rule. Only the chain decides it."""
 
+_OPTIONAL: Final = (LIGHTHOUSE, MEMO)
 _P: Final = "invalid_exact_svm_payload_"
 _I: Final = _P + "transaction_instructions_"
 _FUNDS: Final = _P + "transaction_fee_payer_transferring_funds"
@@ -213,8 +214,9 @@ def _rest_fault(instructions: tuple[Instruction, ...]) -> str:
     rest = instructions[1:]
     if len(rest) > OPTIONAL_MAX:
         return _I + "length"
-    if any(one.program not in (LIGHTHOUSE, MEMO) for one in rest):
-        return _P + "unknown_optional_instruction"
+    for one in rest:
+        if one.program not in _OPTIONAL:
+            return _P + "unknown_optional_instruction"
     return ""
 
 
@@ -255,10 +257,9 @@ def _creation_fault(instruction: Instruction, pay_to: bytes, terms: Terms) -> st
 
 def _isolation_fault(transaction: Transaction, transfer: TransferChecked, terms: Terms) -> str:
     ours = terms.fee_payer
-    if any(ours in one.accounts for one in transaction.instructions if one.program != ASSOCIATED):
-        return _FUNDS
-    if any(ours == one.program for one in transaction.instructions):
-        return _FUNDS
+    for program, accounts, _ in transaction.instructions:
+        if program == ours or (ours in accounts and program != ASSOCIATED):
+            return _FUNDS
     if transfer.source == token_account(ours, transfer.mint, transfer.program):
         return _FUNDS
     return "" if transfer.authority == transaction.keys[1] else _SIGNATURE
