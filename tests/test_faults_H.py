@@ -45,7 +45,7 @@ from tests.support.till import (
     use,
 )
 from x402kit.asgi import delivery
-from x402kit.pricing import Tokens
+from x402kit.pricing import Call, Metered, Tokens, Usage
 from x402kit.protocols.x402 import decode_header
 
 START = 100_000
@@ -545,6 +545,55 @@ async def test_H07_what_is_no_event_stream_is_cut_off(till: Till, way: Way) -> N
     assert (answer.complete, repr(answer.raised)) == (False, "RuntimeError('broke')")
     charged = (await till.ended(way)).charged
     assert 0 < charged < 100 if way.metered else charged == 0
+
+
+async def end_by(end: str, gone: asyncio.Event, send: Send) -> None:
+    """Give an answer with a usage, and end it in one of the ways."""
+    if end == "whole":
+        await reply(send, json.dumps({"usage": use(5)}).encode())
+        return
+    await stream(send, TEXT, usage(5))
+    if end == "streamed":
+        await send(part(DONE, more=False))
+    elif end == "is left":
+        gone.set()
+        await asyncio.sleep(0.02)
+    elif end == "stalls":
+        await forever()
+    else:
+        raise ValueError("broke")
+
+
+@pytest.mark.parametrize("way", [Way("direct", "/priced", False), Way("balance", "/priced", True)], ids=str)
+@pytest.mark.parametrize("end", ["whole", "streamed", "breaks off", "stalls", "is left"])
+async def test_H03_H06_H07_a_cost_function_that_fails_as_the_call_ends_leaves_nothing_held(
+    tmp_path: Path, way: Way, end: str
+) -> None:
+    """I6: the payment is good at once, and the balance whole; neither waits for a lease to run out."""
+    away, gone = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await end_by(end, gone, send)
+
+    def cost(call: Call, used: Usage) -> str:
+        if away.is_set():
+            raise RuntimeError("the seller's list of prices is out of reach")
+        return "$0.000123"
+
+    rule = {"price": Metered(quote=lambda call: "$0.01", cost=cost), "stall_seconds": 0.1}
+    async with opened(str(tmp_path / "payments.db"), prices={"/priced": rule}) as till:
+        await till.credit(START)
+        away.set()
+        await leave_when(till, way, app, gone)
+        assert await till.ended(way) == (split(way, 0) if way.balance else Ended(0, 0, open=True))
+        assert await till.balance() == (START, 0)
+        if not way.balance:
+            assert (await till.claim(till.payments[-1])).lease_until == 0
+        away.clear()
+        till.playing.app = lambda scope, receive, send: end_by("whole", gone, send)
+        again = till.proof() if way.balance else {"PAYMENT-SIGNATURE": till.payments[-1].v2()}
+        assert (await till.ask(way.path, again)).status == 200
+        assert await till.ended(way) == split(way, 123)
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["nothing", "a head"])

@@ -293,11 +293,10 @@ class Delivery:
         """
         if self._watch is not None:
             self._watch.leave_alone()
-        cost = self._metering.cost(end)
         sale = self._sale
         self._closed = True
         try:
-            self._outcome = await self._end_sale(cost)
+            self._outcome = await self._end_sale(end)
         except SaleLost:
             log.error("ALERT: %s lost its lease while it was served", sale.id)
             if not self.started:  # a hold has gone back (E06); a payment is served by another, and once (I4)
@@ -310,11 +309,11 @@ class Delivery:
                 self._outcome = ended  # it was written down, and only the answer to that was lost
             else:
                 self._withheld = not self.started
-        except BaseException:  # what is queued is done all the same; if it was not, nothing stays held
+        except BaseException:  # the price failed, or what is queued is done all the same: nothing stays held
             await sale.release()
             raise
 
-    async def _end_sale(self, cost: int | None) -> Charged | None:
+    async def _end_sale(self, end: End) -> Charged | None:
         """What it came to; None for a job, which ends later."""
         sale = self._sale
         now = int(time.time())
@@ -324,6 +323,7 @@ class Delivery:
             answer = self._answer(None, now, max(seconds, KEPT_SECONDS))
             await sale.defer(now + seconds, self._metering.paid.request_id, **answer)
             return None
+        cost = self._metering.cost(end)
         answer = self._answer(sale.expected(cost), now, KEPT_SECONDS)
         if answer and self._metering.active:
             answer["request_id"] = self._metering.paid.request_id
