@@ -137,6 +137,25 @@ async def test_C02_two_paywalls_on_one_node_and_one_ledger(lightning: LightningD
         assert len(one.runs) + len(other.runs) == 4
 
 
+@pytest.mark.parametrize("way", ["l402", "payment"])
+async def test_I7_what_was_paid_for_is_never_asked_for_again_where_lightning_is_taken_no_more(
+    lightning: LightningDevnet, tmp_path: Path, way: str
+) -> None:
+    """503 says that it may be shown again: it is as good as before once the seller takes Lightning again."""
+    ledger = tmp_path / "payments.db"
+    async with opened(lightning, ledger) as till:
+        bought = await till.buy("/fixed")
+    shown = bought.l402 if way == "l402" else bought.payment
+    async with opened(lightning, ledger, lightning=None) as later:
+        answer = await later.ask("/fixed", shown)  # and the till looks: no challenge with it (I7)
+        assert (answer.status, answer.reason) == (503, "not_over_lightning_now")
+        assert int(answer.header("retry-after")) > 0
+        assert (await later.ask("/fixed")).status == 402  # who has not paid is asked to, on the rail that is left
+        assert later.runs == []
+    async with opened(lightning, ledger) as till:
+        assert (await till.show("/fixed", shown)).status == 200
+
+
 async def test_where_serving_comes_first_what_was_paid_over_lightning_is_paid(till: Till) -> None:
     bought = await till.buy("/after")
     till.failing = 1

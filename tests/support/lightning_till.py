@@ -401,12 +401,17 @@ async def _echo(request: Request) -> Response:
 
 @asynccontextmanager
 async def opened(devnet: LightningDevnet, ledger: str | Path | Store, **options: Any) -> AsyncGenerator[Till]:
-    """A till that is closed at the end. ``lightning`` are the options of the rail; ``alone``: there is no other."""
+    """A till that is closed at the end. ``lightning`` are the options of the rail, None where it is not taken;
+    ``alone``: there is no other.
+    """
     node: WaryNode = options.pop("node", None) or WaryNode(devnet.seller)
     price: Price = options.pop("price", None) or Price()
-    lightning: dict[str, Any] = {"window_seconds": 1, **options.pop("lightning", {})}
+    lightning: dict[str, Any] | None = options.pop("lightning", {})
     rail: OfflineRail = options.pop("rail", None) or OfflineRail()
-    accepts: list[Any] = [Lightning(node, price=price, network=REGTEST, **lightning)]
+    accepts: list[Any] = []
+    if lightning is not None:
+        lightning = {"window_seconds": 1, **lightning}
+        accepts.append(Lightning(node, price=price, network=REGTEST, **lightning))
     if not options.pop("alone", False):
         accepts.append(rail)
     settings: dict[str, Any] = {
