@@ -1,31 +1,28 @@
 """M13: ten thousand calls against sellers that settle and then lose, deny or delay the answer. No socket, no thread.
 
-The core's driver here is a loop over its steps; the seller is the most hostile that there can be: it keeps, and
-settles, every authorization that it is ever shown. So a call is paid twice if it shows two, and that must never happen,
-with an SDK's retries around it, a clock that jumps by minutes, and processes that die at any step.
+The seller is the most hostile that there can be: it keeps, and settles, every authorization that it is ever shown. So a
+call is paid twice if it shows two, and that must never happen, with an SDK's retries around it, a clock that jumps by
+minutes, and processes that die at any step.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from httpx import Headers
 
+from tests.support.battery import World, logical_call, setup_of
 from tests.support.clients import KEY
 from tests.support.paid_server import entry
-from x402kit.client import KeyWallet, Limits, PayerError, PaymentInfo
-from x402kit.client.balance import Balance, BalanceSetup
+from x402kit.client import KeyWallet, Limits
+from x402kit.client.balance import Balance
 from x402kit.client.core import Attempt, Setup
-from x402kit.client.journal import Journal
-from x402kit.client.policy import Policy, Target
-from x402kit.client.sellers import Sellers
-from x402kit.client.steps import Answer, Ask, Body, Drop, Lost, Send, Sleep, Step, Store, Work
+from x402kit.client.policy import Target
+from x402kit.client.steps import Answer, Lost, Send
 from x402kit.client.svm import SolanaWallet
 from x402kit.client.wallets import Wallets
 from x402kit.model import Json
@@ -63,43 +60,27 @@ FAULTS = (
 )
 
 
-class _Died(BaseException):
-    """The process ends here: nothing after it runs."""
-
-
-class _Broken(Exception):
-    """The body broke: what an SDK retries."""
-
-
 @dataclass
-class _World:
-    """The clock, and a seller with a mood."""
+class _World(World):
+    """``shown`` are the payments that it was given, ``settled`` those that landed; ``charged`` the keys of a balance."""
 
-    seed: int
-    now: float = 1_800_000_000.0
     shown: list[str] = field(default_factory=list[str])
     settled: Counter[str] = field(default_factory=Counter[str])
     keys: list[str] = field(default_factory=list[str])
     charged: set[str] = field(default_factory=set[str])
-    random: random.Random = field(init=False)
     window: int = field(init=False)
     faults: list[str] = field(init=False)
-    slow: float = field(init=False)
-    last: Answer | Lost = field(init=False)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
+        super().__post_init__()
         self.window = self.random.choice(WINDOWS)
         self.faults = self.random.choices(FAULTS, k=self.random.randint(1, 6)) + ["ok"] * self.random.randint(0, 1)
         self.slow = self.random.choice((0.0, 1.0, 40.0, 600.0))
 
-    def wait(self) -> None:
-        self.now += self.random.random() * self.slow
-
     def send(self, step: Send) -> Answer | Lost:
         self.wait()
         if not step.headers:
-            return Answer(402, self.challenge())
+            return self.challenge()
         fault = self.random.choice(self.faults)
         if fault == "unsent":
             return Lost(OSError("no route"), sent=False)
@@ -111,8 +92,8 @@ class _World:
             self.settled[name] += 1
         return self.answer(fault)
 
-    def challenge(self) -> Headers:
-        return CHALLENGES[self.window]
+    def challenge(self) -> Answer:
+        return Answer(402, CHALLENGES[self.window])
 
     def read(self, payload: Json) -> tuple[str, float]:
         """What a payment is called, and until when it can land."""
@@ -125,106 +106,24 @@ class _World:
             self.charged.add(key)
         return self.answer(fault)
 
-    def answer(self, fault: str) -> Answer | Lost:
-        if fault == "lost":
-            return Lost(TimeoutError())
-        if fault == "crash":
-            raise _Died
-        if fault == "cancel":
-            raise KeyboardInterrupt
-        if fault in ("402", "bare 402"):
-            return Answer(402, self.challenge() if fault == "402" else Headers())
-        return Answer(200 if fault in ("ok", "broken") else int(fault), Headers({"x-fault": fault}))
-
 
 class _Solana(_World):
     """The same seller, paid on Solana: its offers bring a blockhash, which lives for 150 seconds at the most."""
 
-    def challenge(self) -> Headers:
+    def challenge(self) -> Answer:
         extra = {"feePayer": PAY_TO, "recentBlockhash": b58encode(int(self.now).to_bytes(32, "big"))}
         offer = entry(network=SOLANA.network, asset=SOLANA.address, payTo=PAY_TO, extra=extra)
-        return Headers({x402.PAYMENT_REQUIRED: x402.encode_header({"x402Version": 2, "accepts": [offer]})})
+        required = x402.encode_header({"x402Version": 2, "accepts": [offer]})
+        return Answer(402, Headers({x402.PAYMENT_REQUIRED: required}))
 
     def read(self, payload: Json) -> tuple[str, float]:
         sent = decode(base64.b64decode(payload["transaction"]))
         return sent.message.hex(), int.from_bytes(sent.blockhash, "big") + self.random.choice((60, 90, 150))
 
 
-def _step(step: Step, world: _World) -> Any:
-    match step:
-        case Send():
-            world.last = world.send(step)
-            return world.last
-        case Store() | Work():
-            return step.action()
-        case Sleep():
-            world.now += step.seconds
-            return None
-        case Body():
-            return b""
-        case Drop() | Ask():
-            return None
-
-
-def _drive(attempt: Attempt, world: _World) -> int:
-    """What transport.py does, with the world in the place of the network; the answer's status."""
-    steps, value = attempt.steps(), None
-    try:
-        while True:
-            value = _step(steps.send(value), world)
-    except StopIteration as stop:
-        info: PaymentInfo | None = stop.value
-    except _Died:
-        raise
-    except BaseException as error:
-        attempt.interrupted(error)
-        raise
-    assert isinstance(world.last, Answer)
-    if world.last.headers.get("x-fault") == "broken":
-        broken = _Broken()
-        attempt.interrupted(broken)
-        raise broken
-    if info is not None:
-        attempt.completed(info)
-    return world.last.status
-
-
-def _logical_call(attempt: Callable[[], Attempt], world: _World) -> str:
-    """An SDK around the transport, at its most stubborn: it tries three times, after any error and any bad status."""
-    end = ""
-    for _ in range(3):
-        try:
-            status = _drive(attempt(), world)
-        except KeyboardInterrupt:
-            return "KeyboardInterrupt"
-        except _Died:  # another process goes on with the same call
-            end = "died"
-        except (PayerError, _Broken, OSError) as error:
-            end = type(error).__name__
-        else:
-            end = str(status)
-            if status < 400:
-                break
-        world.now += world.random.choice((0.5, 8.0, 60.0))
-    return end
-
-
 def _setup(clock: Callable[[], float], limits: Limits, mode: Balance = "off", solana: bool = False) -> Setup:
     wallets = Wallets(solana=SolanaWallet(bytes(range(32)))) if solana else Wallets(KeyWallet(KEY))
-    policy, journal = Policy(limits, kinds=wallets.kinds), Journal()
-    return Setup(
-        wallets=wallets,
-        policy=policy,
-        journal=journal,
-        clock=clock,
-        asks=False,
-        max_validity=600,
-        max_signatures=1,
-        retries=2,
-        backoff=0.5,
-        read_timeout=35,
-        balance=BalanceSetup(mode, wallets, policy, journal, Sellers(), lambda: int(clock()), retries=2, backoff=0.5),
-    )
+    return setup_of(wallets, limits, clock, mode)
 
 
 def _target(name: str) -> Target:
@@ -240,7 +139,7 @@ def test_M13_no_call_is_ever_paid_twice_whatever_the_seller_does() -> None:
     for seed in range(RUNS):
         world = _World(seed, now=world.now + 20_000)
         target = _target(str(seed))
-        end = _logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+        end = logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
         ends[end] += 1
         assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
         assert world.settled.total() <= 1, f"seed {seed}: paid twice"
@@ -256,7 +155,7 @@ def test_M13_no_call_on_solana_is_ever_paid_twice_whatever_the_seller_does() -> 
     for seed in range(RUNS // 5):
         world = _Solana(seed, now=world.now + 20_000)
         target = _target(str(seed))
-        end = _logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+        end = logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
         ends[end] += 1
         assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
         assert world.settled.total() <= 1, f"seed {seed}: paid twice"
@@ -270,7 +169,7 @@ def test_M13_on_solana_the_same_request_again_never_has_two_payments_that_can_la
         setup = _setup(lambda: world.now, Limits(per_call="$0.01"), solana=True)  # noqa: B023  # used at once
         for _ in range(5):
             before = set(world.shown)
-            _logical_call(lambda: Attempt(setup, _target("same")), world)  # noqa: B023
+            logical_call(lambda: Attempt(setup, _target("same")), world)  # noqa: B023
             assert len(set(world.shown) - before) <= 1
             live = [row for row in setup.journal.payments(only_open=True) if row.valid_before > world.now]
             assert len(live) <= 1
@@ -285,7 +184,7 @@ def test_M13_a_call_from_the_balance_is_charged_once_and_never_paid_as_well() ->
     for seed in range(RUNS // 3):
         world = _World(seed, now=world.now + 20_000)
         target = _target(str(seed))
-        end = _logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+        end = logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
         ends[end] += 1
         assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
         assert len(world.charged) + world.settled.total() <= 1, f"seed {seed}: paid twice"
@@ -303,7 +202,7 @@ def test_M13_the_same_request_again_never_has_two_payments_in_doubt() -> None:
         setup = _setup(lambda: world.now, Limits(per_call="$0.01"))  # noqa: B023  # used at once
         for _ in range(5):
             before = set(world.shown)
-            _logical_call(lambda: Attempt(setup, _target("same")), world)  # noqa: B023
+            logical_call(lambda: Attempt(setup, _target("same")), world)  # noqa: B023
             assert len(set(world.shown) - before) <= 1
             live = [row for row in setup.journal.payments(only_open=True) if row.valid_before > world.now]
             assert len(live) <= 1
@@ -318,7 +217,7 @@ def test_M13_a_budget_holds_all_that_an_honest_seller_settled() -> None:
         world.faults = [fault for fault in world.faults if fault not in ("402", "404", "429")] + ["ok"]
         world.slow = 0.0
         target = _target(str(seed))
-        refused += _logical_call(lambda: Attempt(setup, target), world) == "TooDear"  # noqa: B023
+        refused += logical_call(lambda: Attempt(setup, target), world) == "TooDear"  # noqa: B023
         settled += world.settled.total()
     _, day = setup.journal.spent(setup.wallets.address, int(world.now))
     assert settled * 10_000 <= day <= 500_000

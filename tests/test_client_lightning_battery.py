@@ -1,33 +1,30 @@
 """M13 on Lightning: sellers and nodes that lose, deny, delay and forget, and processes that die. No socket.
 
-The driver is a loop over the core's steps. The seller takes every preimage that it is shown, and answers as it likes;
+The seller takes every preimage that it is shown, and answers as it likes;
 the node moves the money of every invoice that it is asked to pay and that has not failed, and tells of it what it
 likes. A call is paid twice if the money of two invoices has moved, or still may, and that must never happen.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
 import pytest
 from httpx import Headers
 
+from tests.support.battery import BACKOFF, RETRIES, Died, World, logical_call, setup_of
 from tests.support.made_invoice import made_invoice
-from x402kit.client import Limits, PayerError, PaymentInfo
-from x402kit.client.balance import BalanceSetup
+from x402kit.client import Limits
 from x402kit.client.bitcoin import CoinPrice
 from x402kit.client.core import Attempt, Setup
-from x402kit.client.journal import Journal
 from x402kit.client.lightning import LightningPayments
 from x402kit.client.lightning_wallet import LightningWallet
-from x402kit.client.policy import Policy, Target
-from x402kit.client.sellers import Sellers
-from x402kit.client.steps import Answer, Ask, Body, Drop, Lost, Send, Sleep, Step, Store, Work
+from x402kit.client.policy import Target
+from x402kit.client.steps import Answer, Lost, Send
 from x402kit.client.wallets import Wallets
 from x402kit.errors import RailUnavailable
 from x402kit.networks.lightning_port import REGTEST, PaymentState
@@ -35,25 +32,30 @@ from x402kit.protocols.bolt11 import decode
 
 RUNS = 2000
 PRICE = 21_000
-SERVER = ("ok", "402", "bare", "401", "403", "404", "409", "429", "500", "504", "lost", "unsent", "broken", "cancel")
+SERVER = (
+    "ok",
+    "402",
+    "bare 402",
+    "401",
+    "403",
+    "404",
+    "409",
+    "429",
+    "500",
+    "504",
+    "lost",
+    "unsent",
+    "broken",
+    "cancel",
+)
 NODE = ("ok", "fails", "away", "silent", "slow", "stuck", "deaf", "liar")
 """away: not asked; silent: paid, and pending is told; slow: under way for a while; stuck: for good; deaf: not heard."""
 
 
-class _Died(BaseException):
-    """The process ends here."""
-
-
-class _Broken(Exception):
-    """The body broke."""
-
-
 @dataclass
-class _World:
-    """The clock, a seller, and a node, each with moods. ``moved`` are the invoices whose money has moved, or may."""
+class _World(World):
+    """A node beside the seller, with moods of its own. ``moved`` are the invoices whose money has moved, or may."""
 
-    seed: int
-    now: float = 1_800_000_000.0
     network: str = REGTEST
     preimages: dict[str, bytes] = field(default_factory=dict[str, bytes])
     offered: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
@@ -61,10 +63,9 @@ class _World:
     until: dict[str, float] = field(default_factory=dict[str, float])
     shown: list[str] = field(default_factory=list[str])
     moved: set[str] = field(default_factory=set[str])
-    last: Answer | Lost = field(init=False)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
+        super().__post_init__()
         self.faults = self.random.choices(SERVER, k=self.random.randint(1, 5)) + ["ok"] * self.random.randint(0, 1)
         self.moods = self.random.choices(NODE, k=self.random.randint(1, 4)) + ["ok"] * self.random.randint(0, 2)
         self.life = self.random.choice((20, 60, 600, 3600))
@@ -72,10 +73,10 @@ class _World:
         self.deaths = self.random.choice((0.0, 0.0, 0.2))
 
     def send(self, step: Send) -> Answer | Lost:
-        self.now += self.random.random() * self.slow
+        self.wait()
         value = step.headers.get("Authorization", "")
         if not value:
-            return Answer(402, Headers(), (self.line(),))
+            return self.challenge()
         preimage = value.rpartition(":")[2]
         paid = sha256(bytes.fromhex(preimage)).hexdigest()
         assert paid in self.moved
@@ -93,20 +94,8 @@ class _World:
         payment_hash, text, _ = self.offered[-1]
         return f'L402 token="{payment_hash}", invoice="{text}"'
 
-    def answer(self, fault: str) -> Answer | Lost:
-        match fault:
-            case "lost" | "unsent":
-                return Lost(TimeoutError(), sent=fault == "lost")
-            case "cancel":
-                raise KeyboardInterrupt
-            case "402":
-                return Answer(402, Headers(), (self.line(),))
-            case "bare":
-                return Answer(402, Headers())
-            case "ok" | "broken":
-                return Answer(200, Headers({"x-fault": fault}))
-            case _:
-                return Answer(int(fault), Headers())
+    def challenge(self) -> Answer:
+        return Answer(402, Headers(), (self.line(),))
 
     # The node
 
@@ -115,7 +104,7 @@ class _World:
 
     async def pay(self, bolt11: str, *, max_fee: int, timeout_seconds: float) -> PaymentState:
         invoice = decode(bolt11)
-        self.now += self.random.random() * self.slow
+        self.wait()
         known = self.known.get(invoice.payment_hash)
         if known is not None and known.state in ("pending", "succeeded"):
             return known
@@ -145,7 +134,7 @@ class _World:
         return good if mood == "ok" else PaymentState("pending")
 
     async def payment(self, payment_hash: str) -> PaymentState:
-        self.now += self.random.random() * self.slow
+        self.wait()
         if self.random.choice(self.moods) == "away":
             raise RailUnavailable
         known = self.known.get(payment_hash, PaymentState("unknown"))
@@ -158,9 +147,15 @@ class _World:
             return self.known[payment_hash]
         return known
 
-    def may_die(self) -> None:
+    def work(self, action: Callable[[], Any]) -> Any:
+        self._may_die()
+        done = action()
+        self._may_die()
+        return done
+
+    def _may_die(self) -> None:
         if self.random.random() < self.deaths:
-            raise _Died
+            raise Died
 
 
 class _Everywhere:
@@ -189,90 +184,12 @@ def node() -> _Everywhere:
 @pytest.fixture
 def setup(node: _Everywhere) -> Iterator[Setup]:
     wallets = Wallets(lightning=LightningWallet(node))
-    limits = Limits(per_call="$0.03")
-    policy, journal = Policy(limits, kinds=wallets.kinds), Journal()
-
-    def now() -> int:
-        return int(node.world.now)
-
     assert wallets.lightning is not None
+    made = setup_of(wallets, Limits(per_call="$0.03"), lambda: node.world.now)
     price = CoinPrice("100000")
-    yield Setup(
-        wallets=wallets,
-        policy=policy,
-        journal=journal,
-        clock=lambda: node.world.now,
-        asks=False,
-        max_validity=600,
-        max_signatures=1,
-        retries=2,
-        backoff=0.5,
-        read_timeout=35,
-        balance=BalanceSetup("off", wallets, policy, journal, Sellers(), now, retries=2, backoff=0.5),
-        lightning=LightningPayments(wallets.lightning, price, journal, now, 2, 0.5),
-    )
+    lightning = LightningPayments(wallets.lightning, price, made.journal, made.now, RETRIES, BACKOFF)
+    yield replace(made, lightning=lightning)
     wallets.lightning.close()
-
-
-def _step(step: Step, world: _World) -> Any:
-    match step:
-        case Send():
-            world.last = world.send(step)
-            return world.last
-        case Store() | Work():
-            world.may_die()
-            done = step.action()
-            world.may_die()
-            return done
-        case Sleep():
-            world.now += step.seconds
-            return None
-        case Body():
-            return b""
-        case Drop() | Ask():
-            return None
-
-
-def _drive(attempt: Attempt, world: _World) -> int:
-    """What transport.py does, with the world in the place of the network; the answer's status."""
-    steps, value = attempt.steps(), None
-    try:
-        while True:
-            value = _step(steps.send(value), world)
-    except StopIteration as stop:
-        info: PaymentInfo | None = stop.value
-    except _Died:
-        raise
-    except BaseException as error:
-        attempt.interrupted(error)
-        raise
-    assert isinstance(world.last, Answer)
-    if world.last.headers.get("x-fault") == "broken":
-        attempt.interrupted(_Broken())
-        raise _Broken
-    if info is not None:
-        attempt.completed(info)
-    return world.last.status
-
-
-def _logical_call(attempt: Callable[[], Attempt], world: _World) -> str:
-    """An SDK around the transport, at its most stubborn: it tries three times, after any error and any bad status."""
-    end = ""
-    for _ in range(3):
-        try:
-            status = _drive(attempt(), world)
-        except KeyboardInterrupt:
-            return "KeyboardInterrupt"
-        except _Died:  # another process goes on with the same call
-            end = "died"
-        except (PayerError, _Broken, OSError) as error:
-            end = type(error).__name__
-        else:
-            end = str(status)
-            if status < 400:
-                break
-        world.now += world.random.choice((0.5, 8.0, 60.0))
-    return end
 
 
 def _target(name: str) -> Target:
@@ -286,7 +203,7 @@ def test_M13_no_call_is_ever_paid_by_two_invoices(setup: Setup, node: _Everywher
     for seed in range(RUNS):
         world = node.world = _World(seed, now=node.world.now + 20_000)
         target = _target(f"s{seed}")
-        end = _logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+        end = logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
         ends[end] += 1
         assert len(world.moved) <= 1, f"seed {seed}: two invoices were paid"
         assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
@@ -302,7 +219,7 @@ def test_M13_the_same_request_again_never_has_two_invoices_in_doubt(setup: Setup
         target = _target(f"s{seed}")
         for _ in range(6):
             before = set(world.moved)
-            _logical_call(lambda: Attempt(setup, target), world)  # noqa: B023
+            logical_call(lambda: Attempt(setup, target), world)  # noqa: B023
             assert len(world.moved - before) <= 1, f"seed {seed}"
             undecided = [each for each in world.moved if world.known[each].state == "pending"]
             assert len(undecided) <= 1, f"seed {seed}"
@@ -315,6 +232,6 @@ def test_M04_what_is_counted_is_what_has_moved_or_may(setup: Setup, node: _Every
         world.slow = 0.0
         target = _target(f"s{seed}")
         for _ in range(4):
-            _logical_call(lambda: Attempt(setup, target), world)  # noqa: B023
+            logical_call(lambda: Attempt(setup, target), world)  # noqa: B023
         _, day = setup.journal.spent(setup.wallets.address, int(world.now))
         assert day >= len(world.moved) * PRICE, f"seed {seed}"
