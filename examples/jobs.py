@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -74,6 +75,12 @@ class Jobs:
     def __init__(self, ledger: str) -> None:
         self._db = sqlite3.connect(_place(ledger), isolation_level=None, check_same_thread=False, timeout=10)
         self._db.execute(_TABLE)
+        self._looking = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the file. What is queued is ended by whoever opens it next."""
+        with self._looking:  # a connection that is closed under a thread takes the process with it
+            self._db.close()
 
     def start(self, hold: str, prompts: list[str], price: Usd) -> dict[str, Any]:
         """Queue a job; the same one for the same ``hold``. Its id can't be guessed: who knows it may have the images.
@@ -118,7 +125,8 @@ class Jobs:
 
     def _due(self) -> list[_Job]:
         sql = "SELECT * FROM image_jobs WHERE state = 'queued' AND created < ?"
-        return [_Job(*row) for row in self._db.execute(sql, (time.time() - _SECONDS,))]
+        with self._looking:
+            return [_Job(*row) for row in self._db.execute(sql, (time.time() - _SECONDS,))]
 
     async def _end(self, paywall: Paywall, job: _Job) -> None:
         """Charge for the images that were drawn, give the rest back; nothing is shown before that is written down."""

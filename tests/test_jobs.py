@@ -8,7 +8,7 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -53,8 +53,15 @@ async def paywall(tmp_path: Path) -> AsyncGenerator[Paywall]:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Jobs:
-    return Jobs(str(tmp_path / "payments.db"))
+def opened() -> Iterator[Callable[[str], Jobs]]:
+    """Opens what is closed after the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda ledger: stack.enter_context(contextlib.closing(Jobs(ledger)))
+
+
+@pytest.fixture
+def jobs(opened: Callable[[str], Jobs], tmp_path: Path) -> Jobs:
+    return opened(str(tmp_path / "payments.db"))
 
 
 async def deferred(paywall: Paywall, name: str = "job", deadline: int = FAR) -> str:
@@ -91,12 +98,12 @@ async def ended(jobs: Jobs, job: str) -> dict[str, object]:
 
 
 async def test_a_job_is_charged_for_what_was_drawn_by_whoever_is_first(
-    paywall: Paywall, jobs: Jobs, tmp_path: Path
+    paywall: Paywall, jobs: Jobs, opened: Callable[[str], Jobs], tmp_path: Path
 ) -> None:
     hold = await deferred(paywall)
     job = jobs.start(hold, PROMPTS, PRICE)["request_id"]
     assert jobs.start(hold, PROMPTS, PRICE)["request_id"] == job
-    others = [Jobs(str(tmp_path / "payments.db")) for _ in range(3)]
+    others = [opened(str(tmp_path / "payments.db")) for _ in range(3)]
     async with working(jobs, *others, paywall=paywall):
         told = await ended(jobs, job)
     assert (told["status"], told["billing"]) == ("succeeded", BILL)
@@ -178,14 +185,16 @@ async def test_by_its_name_a_job_is_shown_without_its_id(paywall: Paywall, jobs:
         assert jobs.named(other) is None
 
 
-def test_a_ledger_in_a_database_does_not_tell_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_in_a_database_does_not_tell_its_password(
+    opened: Callable[[str], Jobs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    jobs = Jobs("postgresql://me:hunter2@127.0.0.1/payments")
+    jobs = opened("postgresql://me:hunter2@127.0.0.1/payments")
     job = jobs.start("hold", PROMPTS, PRICE)["request_id"]
-    assert Jobs("postgresql://me:hunter2@127.0.0.1/payments").look(job) is not None
+    assert opened("postgresql://me:hunter2@127.0.0.1/payments").look(job) is not None
     (place,) = (path.name for path in tmp_path.iterdir())
     assert "hunter2" not in place
-    assert Jobs(":memory:").look(job) is None
+    assert opened(":memory:").look(job) is None
 
 
 def test_killed_with_a_job_under_way(tmp_path: Path) -> None:
