@@ -348,6 +348,40 @@ def test_M04_processes_together_never_exceed_a_cap(tmp_path: Path) -> None:
     assert Journal(path).spent("0xpayer", NOW) == (250_000, 250_000)
 
 
+def test_J01_closed_while_an_abandoned_thread_writes_it_takes_nothing_with_it(tmp_path: Path) -> None:
+    """In a process of its own: what would go wrong is a crash."""
+    script = """
+import sys, threading
+from tests.test_client_journal import draft, sign
+from x402kit.client import PayerError
+from x402kit.client.journal import Journal
+
+def write(journal, started, number):
+    try:
+        for turn in range(1_000_000):
+            journal.reserve(draft(f"{number}-{turn}"), (None, None), sign, journal)
+            journal.payments()
+            started.set()
+    except PayerError:
+        pass
+
+for turn in range(30):
+    journal, started = Journal(f"{sys.argv[1]}/{turn}"), threading.Event()
+    threads = [threading.Thread(target=write, args=(journal, started, number)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    started.wait(10)
+    journal.close()
+    for thread in threads:
+        thread.join()
+print("whole")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
+
+
 def test_I12_old_rows_are_forgotten_and_signatures_of_closed_ones_at_once(tmp_path: Path) -> None:
     for journal in (Journal(), Journal(tmp_path / "payments.db")):
         reserve(journal)

@@ -134,7 +134,7 @@ class Journal:
             self._db = connect(self._path)
         except (OSError, sqlite3.Error) as e:
             raise ConfigError(f"the journal {self._path} can't be opened: {e}") from e
-        self.close = weakref.finalize(self, _close, self._db, self._owner)
+        self.close = weakref.finalize(self, _close, self._db, self._owner, self._lock)
 
     @contextlib.contextmanager
     def _locked(self) -> Generator[sqlite3.Connection]:
@@ -382,6 +382,9 @@ def _is_alive(owner: str) -> bool:
     return True
 
 
-def _close(db: sqlite3.Connection, owner: str) -> None:
+def _close(db: sqlite3.Connection, owner: str, lock: threading.Lock) -> None:
     _owners.discard(owner)
-    db.close()
+    # A call that was cancelled may leave a thread behind that still writes, and a connection that is closed under a
+    # thread takes the process with it.
+    with lock:
+        db.close()
