@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ import pytest
 
 from tests.support.clients import ADDRESS, KEY
 from tests.support.commands import Result, on_terminal, run, started, terminal
-from tests.support.paid_server import PAY_TO, PaidServer, entry, serving
+from tests.support.paid_server import PAY_TO, PaidServer, entry
+from tests.support.paid_server import seller as seller
+from tests.support.paid_server import server as server
 from x402kit.cli import devnet as devnet_command
 from x402kit.cli import main
 from x402kit.cli.keys import journal_path
@@ -124,17 +125,6 @@ def test_devnet_into_a_pipe_that_nobody_reads_leaves_nothing() -> None:
 
 
 # pay
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PaidServer]:
-    with serving() as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: PaidServer) -> PaidServer:
-    return server.reset()
 
 
 class Paying:

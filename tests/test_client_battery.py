@@ -62,7 +62,7 @@ FAULTS = (
 
 @dataclass
 class _World(World):
-    """``shown`` are the payments that it was given, ``settled`` those that landed; ``charged`` the keys of a balance."""
+    """``shown`` are the payments that it was given, ``settled`` those that landed, ``charged`` a balance's keys."""
 
     shown: list[str] = field(default_factory=list[str])
     settled: Counter[str] = field(default_factory=Counter[str])

@@ -16,6 +16,8 @@ import pytest
 
 from tests.support.clients import ADDRESS, KINDS, call, client_of, payer, request
 from tests.support.paid_server import NETWORK, PAY_TO, USDC, PaidServer, entry, serving, v1_entry
+from tests.support.paid_server import seller as seller
+from tests.support.paid_server import server as server
 from x402kit.client import (
     Limits,
     Payer,
@@ -29,17 +31,6 @@ from x402kit.client import (
 from x402kit.protocols import x402
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PaidServer]:
-    with serving() as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: PaidServer) -> PaidServer:
-    return server.reset()
 
 
 def payload_of(payment: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ import httpx
 import pytest
 
 from tests.support.clients import KEY, call, client_of, payer
-from tests.support.paid_server import PaidServer, entry, serving
+from tests.support.paid_server import PaidServer, entry
+from tests.support.paid_server import seller as seller
+from tests.support.paid_server import server as server
 from x402kit.client import Limits, Payer, PayerError, TooDear, payment_of
 from x402kit.client.journal import COOL, KEEP, SHOWN_LATE, Journal, Payment
 from x402kit.errors import ConfigError
@@ -26,17 +27,6 @@ from x402kit.protocols import x402
 
 NOW = 1_800_000_000
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PaidServer]:
-    with serving() as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: PaidServer) -> PaidServer:
-    return server.reset()
 
 
 def draft(name: str = "a", *, at: int = NOW, micros: int = 10_000) -> Payment:
@@ -348,6 +338,16 @@ def test_M04_processes_together_never_exceed_a_cap(tmp_path: Path) -> None:
     assert Journal(path).spent("0xpayer", NOW) == (250_000, 250_000)
 
 
+def test_I12_old_rows_are_forgotten_and_signatures_of_closed_ones_at_once(tmp_path: Path) -> None:
+    for journal in (Journal(), Journal(tmp_path / "payments.db")):
+        reserve(journal)
+        journal.finish("a", "accepted", NOW)
+        assert journal.payments()[0].value == ""
+        for i in range(256):
+            reserve(journal, str(i), at=NOW + KEEP + 1)
+        assert "a" not in {row.reference for row in journal.payments()}
+
+
 def test_J01_closed_while_an_abandoned_thread_writes_it_takes_nothing_with_it(tmp_path: Path) -> None:
     """In a process of its own: what would go wrong is a crash."""
     script = """
@@ -380,16 +380,6 @@ print("whole")
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
-
-
-def test_I12_old_rows_are_forgotten_and_signatures_of_closed_ones_at_once(tmp_path: Path) -> None:
-    for journal in (Journal(), Journal(tmp_path / "payments.db")):
-        reserve(journal)
-        journal.finish("a", "accepted", NOW)
-        assert journal.payments()[0].value == ""
-        for i in range(256):
-            reserve(journal, str(i), at=NOW + KEEP + 1)
-        assert "a" not in {row.reference for row in journal.payments()}
 
 
 def test_a_closed_journal_signs_nothing(seller: PaidServer) -> None:

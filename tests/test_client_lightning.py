@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.auth_seller import PRICE, AuthSeller
+from tests.support.auth_seller import PRICE, AuthSeller, Made, get
+from tests.support.auth_seller import payer as payer
 from tests.support.auth_seller import seller as seller
 from tests.support.auth_seller import server as server
-from tests.support.clients import KEY, KINDS, client_of, request
+from tests.support.clients import KEY, KINDS, client_of
 from tests.support.paid_server import entry
 from x402kit.client import (
     Limits,
@@ -39,27 +38,6 @@ from x402kit.networks.phoenixd import Phoenixd
 from x402kit.protocols import x402
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-Made = Callable[..., Payer]
-
-
-@pytest.fixture
-def payer(lightning: LightningDevnet) -> Iterator[Made]:
-    """Payers with the payer's node, at 100 000 dollars for a bitcoin: an invoice of 21 sat is 2.1 cents."""
-    with contextlib.ExitStack() as stack:
-
-        def make(**settings: Any) -> Payer:
-            node = Lnd(lightning.payer.url, lightning.payer.macaroon)
-            limits = settings.pop("limits", None) or Limits(per_call="$0.05")
-            settings = {"lightning": node, "btc_usd": "100000", "allow_insecure": True, "backoff": 0, **settings}
-            made = Payer(limits=limits, **settings)
-            stack.callback(made.close)
-            return made
-
-        yield make
-
-
-def get(paying: Payer, seller: AuthSeller, path: str = "/weather", kind: str = "httpx", **headers: str) -> Any:
-    return request(paying, kind, "GET", seller.url + path, headers=headers)
 
 
 # What is paid

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.auth_seller import PRICE, AuthSeller, auth_serving
+from tests.support.auth_seller import PRICE, AuthSeller, Made, auth_serving, get
+from tests.support.auth_seller import payer as payer
 from tests.support.auth_seller import seller as seller
 from tests.support.auth_seller import server as server
-from tests.support.clients import KEY, KINDS, client_of, request
+from tests.support.clients import KEY, KINDS, client_of
 from tests.support.paid_server import entry
 from x402kit.client import (
     Limits,
@@ -41,7 +42,6 @@ from x402kit.protocols import x402
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 ROOT = Path(__file__).parent.parent
-Made = Callable[..., Payer]
 
 
 class Node:
@@ -82,25 +82,6 @@ def payee(lightning: LightningDevnet) -> Iterator[Node]:
     yield node
     node.pause(False)
     node.close()
-
-
-@pytest.fixture
-def payer(lightning: LightningDevnet) -> Iterator[Made]:
-    with contextlib.ExitStack() as stack:
-
-        def make(**settings: Any) -> Payer:
-            node = settings.pop("node", Lnd)(lightning.payer.url, lightning.payer.macaroon)
-            limits = settings.pop("limits", None) or Limits(per_call="$0.05")
-            settings = {"lightning": node, "btc_usd": "100000", "allow_insecure": True, "backoff": 0, **settings}
-            made = Payer(limits=limits, **settings)
-            stack.callback(made.close)
-            return made
-
-        yield make
-
-
-def get(paying: Payer, seller: AuthSeller, path: str = "/weather", kind: str = "httpx", **headers: str) -> Any:
-    return request(paying, kind, "GET", seller.url + path, headers=headers)
 
 
 def states(paying: Payer) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from tests.support.clients import KINDS, request
-from tests.support.lightning_shop import LightningShop, by_lightning, lightning_rail, lightning_shop
+from tests.support.lightning_shop import LightningShop, lightning_rail
+from tests.support.lightning_shop import paying as paying
+from tests.support.lightning_shop import running as running
+from tests.support.lightning_shop import shop as shop
 from tests.support.serving import serving
 from x402kit import Paywall, usd
 from x402kit.client import Payer, PaymentOutcomeUnknown, payment_of
@@ -23,23 +25,6 @@ from x402kit.devnet import LightningDevnet
 from x402kit.networks.lightning_port import REGTEST
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(scope="module")
-def running(lightning: LightningDevnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningShop]:
-    with lightning_shop([lightning_rail(lightning.seller)], tmp_path_factory.mktemp("shop")) as shop:
-        yield shop
-
-
-@pytest.fixture
-def shop(running: LightningShop) -> LightningShop:
-    return running.fresh()
-
-
-@pytest.fixture
-def paying(lightning: LightningDevnet) -> Iterator[Payer]:
-    with contextlib.closing(by_lightning(lightning)) as payer:
-        yield payer
 
 
 def get(paying: Payer, url: str, kind: str = "httpx", **options: Any) -> Any:

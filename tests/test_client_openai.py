@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx2
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.support.clients import payer
-from tests.support.paid_server import PaidServer, serving
+from tests.support.paid_server import PaidServer
+from tests.support.paid_server import seller as seller
+from tests.support.paid_server import server as server
 from x402kit.client import Limits, Payer, PaymentNotAccepted, PaymentOutcomeUnknown, TooDear, payment_of
 
 PATH = "/v2/chat/completions"
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PaidServer]:
-    with serving() as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: PaidServer) -> PaidServer:
-    return server.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import eth_account
@@ -13,7 +13,9 @@ import httpx
 import pytest
 
 from tests.support.clients import ADDRESS, KEY, KINDS, call, payer
-from tests.support.paid_server import NETWORK, PAY_TO, USDC, PaidServer, entry, serving
+from tests.support.paid_server import NETWORK, PAY_TO, USDC, PaidServer, entry
+from tests.support.paid_server import seller as seller
+from tests.support.paid_server import server as server
 from x402kit.client import (
     AccountWallet,
     KeyWallet,
@@ -31,17 +33,6 @@ from x402kit.networks import evm
 from x402kit.protocols import x402
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PaidServer]:
-    with serving() as app:
-        yield app
-
-
-@pytest.fixture
-def seller(server: PaidServer) -> PaidServer:
-    return server.reset()
 
 
 def asked(url: str, paying: Payer, *offers: dict[str, Any]) -> list[httpx.Request]:

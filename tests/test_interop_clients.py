@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.peers import CLIENTS, pay
-from tests.support.seller import PAY_TO, PRICE, Seller, selling, transferred
-from x402kit.devnet import EvmDevnet
-from x402kit.networks import Base
+from tests.support.seller import PRICE, Seller, transferred
+from tests.support.seller import running as running
+from tests.support.seller import seller as seller
 
 V1_CLIENT = "fetch_v1.mjs"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Generator[Seller]:
-    with EvmDevnet() as chain:
-        rail = Base(pay_to=PAY_TO, key=chain.accounts[0].private_key, rpc=chain.rpc_url)
-        with selling(chain, rail, tmp_path_factory.mktemp("seller")) as seller:
-            yield seller
-
-
-@pytest.fixture
-def seller(running: Seller) -> Seller:
-    return running.fresh()
 
 
 def again(

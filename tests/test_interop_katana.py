@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
 
 import httpx
 import pytest
 
 from tests.support.clients import ADDRESS, client_of, payer
 from tests.support.katana import KatanaServer, katana_payment, unpack
-from tests.support.seller import PAY_TO, PRICE, Seller, selling, transferred
+from tests.support.seller import PRICE, Seller, transferred
+from tests.support.seller import running as running
+from tests.support.seller import seller as seller
 from tests.support.serving import serving
 from x402kit.client import payment_of
-from x402kit.devnet import EvmDevnet
-from x402kit.networks import Base
 
 ORDER = {"requests": [{"type": "image", "model": "gen", "prompt": "a mug", "aspect_ratio": "1:1"}]}
 ORACLE = "0x3000000000000000000000000000000000000402"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Generator[Seller]:
-    with EvmDevnet() as chain:
-        rail = Base(pay_to=PAY_TO, key=chain.accounts[0].private_key, rpc=chain.rpc_url)
-        with selling(chain, rail, tmp_path_factory.mktemp("seller")) as seller:
-            yield seller
-
-
-@pytest.fixture
-def seller(running: Seller) -> Seller:
-    return running.fresh()
 
 
 @pytest.mark.parametrize("kind", ["httpx", "httpx2"])

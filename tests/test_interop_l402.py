@@ -19,6 +19,8 @@ from tests.support.lightning_shop import (
     lightning_shop,
     peer_node,
 )
+from tests.support.lightning_shop import running as running
+from tests.support.lightning_shop import shop as shop
 from tests.support.peers import ask, service
 from x402kit.client import payment_of
 from x402kit.devnet import LightningDevnet
@@ -26,18 +28,6 @@ from x402kit.model import Json
 
 CALLS = ("fetch402", "fetchWithL402")
 SATS = PRICE_MSAT // 1000
-
-
-@pytest.fixture(scope="module")
-def running(lightning: LightningDevnet, tmp_path_factory: pytest.TempPathFactory) -> Generator[LightningShop]:
-    rail = lightning_rail(lightning.seller)
-    with lightning_shop([rail], tmp_path_factory.mktemp("shop")) as shop:
-        yield shop
-
-
-@pytest.fixture
-def shop(running: LightningShop) -> LightningShop:
-    return running.fresh()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from tests.support.lightning_shop import (
     lightning_shop,
     peer_node,
 )
+from tests.support.lightning_shop import shop as shop
 from tests.support.peers import LOST, Front, ask, node_program, service
 from tests.support.seller import PAY_TO, transferred
 from tests.support.serving import serving
@@ -57,11 +58,6 @@ def running(
     rail = Base(pay_to=PAY_TO, key=base.accounts[0].private_key, rpc=base.rpc_url)
     with lightning_shop([rail, lightning_rail(lightning.seller)], tmp_path_factory.mktemp("shop")) as shop:
         yield shop
-
-
-@pytest.fixture
-def shop(running: LightningShop) -> LightningShop:
-    return running.fresh()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -20,7 +20,10 @@ import pytest
 from tests.support.auth_seller import AuthSeller
 from tests.support.auth_seller import seller as seller
 from tests.support.auth_seller import server as server
-from tests.support.lightning_shop import LightningShop, by_lightning, lightning_rail, lightning_shop
+from tests.support.lightning_shop import LightningShop, by_lightning
+from tests.support.lightning_shop import paying as paying
+from tests.support.lightning_shop import running as running
+from tests.support.lightning_shop import shop as shop
 from tests.support.lightning_till import Bought, WaryNode, opened
 from tests.support.stores import Place
 from x402kit.client import Payer, PaymentOutcomeUnknown, payment_of
@@ -152,23 +155,6 @@ class Losing(httpx.HTTPTransport):
                 return httpx.Response(self.status)
             raise httpx.ReadError("lost", request=request)
         return answer
-
-
-@pytest.fixture(scope="module")
-def running(lightning: LightningDevnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningShop]:
-    with lightning_shop([lightning_rail(lightning.seller)], tmp_path_factory.mktemp("shop")) as shop:
-        yield shop
-
-
-@pytest.fixture
-def shop(running: LightningShop) -> LightningShop:
-    return running.fresh()
-
-
-@pytest.fixture
-def paying(lightning: LightningDevnet) -> Iterator[Payer]:
-    with contextlib.closing(by_lightning(lightning)) as payer:
-        yield payer
 
 
 def get(paying: Payer, url: str, losing: Losing | None = None) -> httpx.Response | None:

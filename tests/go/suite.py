@@ -29,6 +29,7 @@ from tests.go.nodes import BIN, Node, Pair, running_pair, until
 from tests.support import lightning_contract as contract
 from tests.support.clients import KINDS, request
 from tests.support.lightning_shop import BITCOIN_PRICE, PRICE_MSAT, LightningShop, lightning_shop
+from tests.support.lightning_shop import shop as shop
 from tests.support.peers import Front, ask
 from tests.support.serving import free_port, serving
 from x402kit.client import Limits, Payer, payment_of
@@ -177,11 +178,6 @@ def running(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Generator[L
     rail = Lightning(node, price=FixedPrice(BITCOIN_PRICE), network=REGTEST)
     with lightning_shop([rail], tmp_path_factory.mktemp("shop")) as shop:
         yield shop
-
-
-@pytest.fixture
-def shop(running: LightningShop) -> LightningShop:
-    return running.fresh()
 
 
 @pytest.fixture

@@ -23,19 +23,23 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from tests.support.clients import request
 from tests.support.serving import serving
+from x402kit.client import Limits, Payer
 from x402kit.devnet import LightningDevnet, LightningNode
+from x402kit.networks.lnd import Lnd
 from x402kit.protocols import l402, macaroon, payment_auth
 from x402kit.protocols.encoding import b64encode
 from x402kit.protocols.payment_auth import PaymentChallenge
 
-__all__ = ["PRICE", "AuthSeller", "auth_serving", "seller", "server"]
+__all__ = ["PRICE", "AuthSeller", "Made", "auth_serving", "get", "payer", "seller", "server"]
 
 PRICE = 21_000
 """Msat of an invoice."""
 _ROOT = b"r" * 32
 _KEY = b"k" * 32
 Changes = Callable[[dict[str, Any]], None]
+Made = Callable[..., Payer]
 
 
 @dataclass
@@ -247,3 +251,26 @@ def server(lightning: LightningDevnet) -> Iterator[AuthSeller]:
 def seller(server: AuthSeller) -> AuthSeller:
     """As new."""
     return server.reset()
+
+
+@pytest.fixture
+def payer(lightning: LightningDevnet) -> Iterator[Made]:
+    """Payers with the payer's node, at 100 000 dollars for a bitcoin: an invoice of 21 sat is 2.1 cents.
+
+    ``node`` is what stands in for ``Lnd``; the other settings are ``Payer``'s.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def make(**settings: Any) -> Payer:
+            node = settings.pop("node", Lnd)(lightning.payer.url, lightning.payer.macaroon)
+            limits = settings.pop("limits", None) or Limits(per_call="$0.05")
+            settings = {"lightning": node, "btc_usd": "100000", "allow_insecure": True, "backoff": 0, **settings}
+            made = Payer(limits=limits, **settings)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+def get(paying: Payer, seller: AuthSeller, path: str = "/weather", kind: str = "httpx", **headers: str) -> Any:
+    return request(paying, kind, "GET", seller.url + path, headers=headers)

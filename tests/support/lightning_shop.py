@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -36,7 +37,10 @@ __all__ = [
     "invoice_of",
     "lightning_rail",
     "lightning_shop",
+    "paying",
     "peer_node",
+    "running",
+    "shop",
 ]
 
 BITCOIN_PRICE = "100000"
@@ -128,3 +132,23 @@ def _make_app(shop: LightningShop, paywall: Paywall) -> ASGIApp:
         Route("/pass", several),
     ]
     return paywall.protect(Starlette(routes=routes))
+
+
+@pytest.fixture(scope="module")
+def running(lightning: LightningDevnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LightningShop]:
+    """On Lightning alone, for a whole module."""
+    with lightning_shop([lightning_rail(lightning.seller)], tmp_path_factory.mktemp("shop")) as made:
+        yield made
+
+
+@pytest.fixture
+def shop(running: LightningShop) -> LightningShop:
+    """As new."""
+    return running.fresh()
+
+
+@pytest.fixture
+def paying(lightning: LightningDevnet) -> Iterator[Payer]:
+    """Its payer."""
+    with contextlib.closing(by_lightning(lightning)) as payer:
+        yield payer

@@ -11,15 +11,15 @@ import contextlib
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
+import pytest
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from tests.support.serving import listening
+from tests.support.serving import serving as serving_app
 from x402kit.errors import ServerError
 from x402kit.model import Json, PaymentRequirements, SettlementResponse
 from x402kit.networks import evm
@@ -288,16 +288,21 @@ _FREE = ("free", "plain402", "big402", "redirect", "away")
 def serving() -> Generator[PaidServer]:
     """The server on a free port of 127.0.0.1, until the block ends."""
     app = PaidServer()
-    listener = listening()
-    app.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=0)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
+    with serving_app(app, lifespan=False) as app.url:
+        try:
+            yield app
+        finally:
+            app.released.set()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PaidServer]:
+    """For a whole module."""
+    with serving() as app:
         yield app
-    finally:
-        app.released.set()
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
+
+
+@pytest.fixture
+def seller(server: PaidServer) -> PaidServer:
+    """As new."""
+    return server.reset()

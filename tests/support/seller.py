@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -16,11 +17,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from x402kit import Call, Paywall, Usd, usd
 from x402kit.devnet import EvmDevnet, SvmDevnet
+from x402kit.networks import Base
 from x402kit.networks.port import Rail
 
 from .serving import serving
 
-__all__ = ["PAY_TO", "PRICE", "Seller", "selling", "transferred"]
+__all__ = ["PAY_TO", "PRICE", "Seller", "running", "seller", "selling", "transferred"]
 
 PAY_TO = "0x1000000000000000000000000000000000000402"
 PRICE = 10_000
@@ -113,3 +115,18 @@ def _make_app(seller: Seller, paywall: Paywall) -> ASGIApp:
         Route("/after", after),
     ]
     return paywall.protect(Starlette(routes=routes))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seller]:
+    """On a chain of its own, paid to a wallet of ours, for a whole module."""
+    with EvmDevnet() as chain:
+        rail = Base(pay_to=PAY_TO, key=chain.accounts[0].private_key, rpc=chain.rpc_url)
+        with selling(chain, rail, tmp_path_factory.mktemp("seller")) as made:
+            yield made
+
+
+@pytest.fixture
+def seller(running: Seller) -> Seller:
+    """As new."""
+    return running.fresh()
