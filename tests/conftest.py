@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.lightning import lightning as lightning
 from tests.support.postgres import PostgresServer, close_shared, shared
+from tests.support.stores import ledger as ledger
 from tests.support.stores import place as place
 from x402kit.devnet import EvmDevnet, SvmDevnet
 

@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,14 +41,6 @@ from x402kit.protocols.x402 import decode_header
 START = 100_000
 FROM_BALANCE, METERED = WAYS[2], WAYS[3]
 ORIGIN = "https://shop.example"
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return str(tmp_path / "payments.db")
-    made: str = request.getfixturevalue("database")
-    return made
 
 
 @pytest.fixture

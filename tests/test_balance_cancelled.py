@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.rails import OfflineRail
 from tests.support.till import Till, event, make, part, reply, stream, usage, use
+from tests.support.trap import Trap
 from x402kit.ledger.open import store_of
 from x402kit.ledger.port import Store
 
@@ -25,32 +24,6 @@ START = 1_000_000
 STEPS = ("get", "claim", "take", "move", "release", "balance", "reserve", "capture", "void", "hold", "defer_hold")
 MORE = ("serve_held", "entry", "entries")
 LEASE = 0.3
-
-
-class Trap:
-    """Calls ``spring`` at one call of many. ``left`` is negative once it did."""
-
-    def __init__(self, store: Any) -> None:
-        self.left, self.after = -1, False
-        self.spring: Callable[[], Any] = lambda: None
-        for name in (*STEPS, *MORE):
-            setattr(store, name, self._trapped(getattr(store, name)))
-
-    def set(self, number: int, after: bool, spring: Callable[[], Any]) -> None:
-        self.left, self.after, self.spring = number, after, spring
-
-    def _trapped(self, method: Any) -> Any:
-        async def trapped(*arguments: Any, **named: Any) -> Any:
-            self.left -= 1
-            mine = self.left == -1
-            if mine and not self.after:
-                self.spring()
-            made = await method(*arguments, **named)
-            if mine and self.after:
-                self.spring()
-            return made
-
-        return trapped
 
 
 async def whole(scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,19 +55,11 @@ CALLS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return str(tmp_path / "payments.db")
-    made: str = request.getfixturevalue("database")
-    return made
-
-
 def opened(ledger: str, rail: OfflineRail | None = None) -> tuple[Till, Trap]:
     store: Any = store_of(ledger)
     store._lease_ms = int(LEASE * 1000)
     till = make(store, rail=rail, drain_seconds=0.2, settle_seconds=5)
-    return till, Trap(store)
+    return till, Trap((store, STEPS + MORE))
 
 
 async def nothing_held(till: Till) -> None:

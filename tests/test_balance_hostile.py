@@ -24,14 +24,6 @@ from x402kit.paywall.challenge import Challenges
 from x402kit.paywall.settlement import Settler
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return str(tmp_path / "payments.db")
-    made: str = request.getfixturevalue("database")
-    return made
-
-
 async def test_H02_who_leaves_before_a_payment_is_settled_leaves_it_unused(tmp_path: Path) -> None:
     """Also where the app has reported its use: with ``settle="after"`` there is nothing yet to charge it to."""
     async with opened(str(tmp_path / "payments.db"), route={"settle": "after"}) as till:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +18,6 @@ from x402kit.protocols.x402 import decode_header
 
 START = 100_000
 FIXED_WAYS = [WAYS[0], WAYS[2]]
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return str(tmp_path / "payments.db")
-    made: str = request.getfixturevalue("database")
-    return made
 
 
 @pytest.fixture(params=FIXED_WAYS, ids=str)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +24,7 @@ from starlette.types import ASGIApp, Message
 from tests.support.asking import make_scope
 from tests.support.payments import pay
 from tests.support.rails import OfflineRail
+from tests.support.trap import Trap
 from x402kit import Paywall
 from x402kit.ledger.sqlite import SQLiteStore
 from x402kit.model import Authorization, Claim, Intent, Outcome, PaymentRequirements
@@ -67,35 +67,6 @@ class WalletRail(OfflineRail):
         return made if made.state == "settled" else Outcome("pending", reference=claim.reference, resend=True)
 
 
-class Trap:
-    """Calls ``spring`` at one call of many. ``left`` is negative once it did."""
-
-    def __init__(self, store: SQLiteStore, rail: OfflineRail) -> None:
-        self.left, self.after = -1, False
-        self.spring: Callable[[], Any] = lambda: None
-        for target, names in ((store, STEPS), (rail, RAIL_STEPS)):
-            for name in names:
-                setattr(target, name, self._trapped(getattr(target, name)))
-
-    def set(self, number: int, after: bool, spring: Callable[[], Any]) -> None:
-        self.left, self.after, self.spring = number, after, spring
-
-    def _trapped(self, method: Any) -> Any:
-        assert inspect.iscoroutinefunction(method)
-
-        async def trapped(*arguments: Any, **named: Any) -> Any:
-            self.left -= 1
-            mine = self.left == -1
-            if mine and not self.after:
-                self.spring()
-            made = await method(*arguments, **named)
-            if mine and self.after:
-                self.spring()
-            return made
-
-        return trapped
-
-
 class Counter:
     """A shop whose answers are counted as they go out whole. ``open`` may be called again after ``stop``."""
 
@@ -108,7 +79,7 @@ class Counter:
     def open(self, rail: WalletRail) -> None:
         self.rail = rail
         store = SQLiteStore(self.ledger, lease_seconds=LEASE)
-        self.trap = Trap(store, rail)
+        self.trap = Trap((store, STEPS), (rail, RAIL_STEPS))
         self.paywall = Paywall([rail], store, reconcile_seconds=0.1, drain_seconds=0, settle_seconds=5)
         routes = [
             Route("/plain", self.paywall.paid("$0.01")(self._plain)),

@@ -134,11 +134,6 @@ class Bank:
         assert sums["available"] + sums["revenue"] + sums["suspense"] + self.received() == total
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    return tmp_path / "payments.db" if request.param == "sqlite" else request.getfixturevalue("database")
-
-
 @asynccontextmanager
 async def opened(chain: EvmDevnet, ledger: Any, **settings: Any) -> AsyncGenerator[Bank]:
     async with faulty_rpc(chain.rpc_url) as node:

@@ -102,27 +102,12 @@ class Seller:
 
     def claim(self, authorization: Authorization, intent: Intent | None = None, **changes: Any) -> Claim:
         """The row that the store would hold."""
-        made = Claim(
-            payment_id=authorization.payment_id,
-            state="sent",
-            fingerprint=b"",
-            credential=b"",
-            resource="",
-            network=authorization.network,
-            asset=authorization.asset,
-            pay_to=authorization.pay_to,
-            payer=authorization.payer,
-            amount=authorization.amount,
-            valid_until=authorization.valid_until,
-            created_at=int(time.time()),
-            deadline=int(time.time()) + 3600,
-            confirmations=self.rail.confirmations,
-        )
+        now = int(time.time())
+        columns: Json = {"state": "sent", "deadline": now + 3600, "confirmations": self.rail.confirmations}
         if intent is not None:
-            made = made._replace(
-                reference=intent.reference, intent=intent.blob, wallet=intent.wallet, nonce=intent.nonce
-            )
-        return made._replace(**changes)
+            columns |= {"reference": intent.reference, "intent": intent.blob}
+            columns |= {"wallet": intent.wallet, "nonce": intent.nonce}
+        return authorization.claim(now, **(columns | changes))
 
     async def settle(self, authorization: Authorization, seconds: float = 5) -> tuple[Claim, Outcome]:
         """All that the flow does with a good payment."""

@@ -82,23 +82,7 @@ class Shop:
         authorization = authorization or self.authorize()
         intent = await self.rail.prepare(authorization, self.offer, self.nonces)
         now = int(time.time())
-        claim = Claim(
-            payment_id=authorization.payment_id,
-            state="sent",
-            fingerprint=b"",
-            credential=b"",
-            resource="",
-            network=authorization.network,
-            asset=authorization.asset,
-            pay_to=authorization.pay_to,
-            payer=authorization.payer,
-            amount=authorization.amount,
-            valid_until=authorization.valid_until,
-            created_at=now,
-            deadline=now + 3600,
-            intent=intent.blob,
-        )
-        return intent, claim
+        return intent, authorization.claim(now, state="sent", deadline=now + 3600, intent=intent.blob)
 
     async def send(self, authorization: Authorization | None = None) -> tuple[Claim, Outcome]:
         """Prepare and send; the claim with what is known of it then."""

@@ -24,7 +24,7 @@ from x402kit.ledger.port import Store
 from x402kit.ledger.postgres import PostgresStore
 from x402kit.ledger.sqlite import SQLiteStore
 
-__all__ = ["PLACES", "Place", "open_store", "place"]
+__all__ = ["PLACES", "Place", "ledger", "open_store", "place"]
 
 
 def open_store(address: str, **options: Any) -> Store:
@@ -86,3 +86,9 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """One empty place of each kind."""
     with PLACES[request.param]() as made:
         yield made
+
+
+@pytest.fixture
+def ledger(place: Place) -> str:
+    """Its address, for a paywall."""
+    return place.address
