@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,42 @@ def test_loops_in_several_threads_each_get_their_own_answers(worker: Worker) -> 
     for thread in threads:
         thread.join()
     assert found == {thread: list(range(100)) for thread in range(4)}
+
+
+def test_E03_loops_that_come_and_go_in_many_threads_at_once_lose_no_answer(worker: Worker) -> None:
+    """Each one's first operation tidies up after the loops that have ended."""
+    faults: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            for _ in range(150):
+                assert asyncio.run(ask(worker, 2)) == [0, 1]
+        except BaseException as e:  # noqa: BLE001  # told below, in the thread of the test
+            faults.append(e)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=run) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert faults == []
+
+
+async def test_I12_who_asks_a_store_that_has_stopped_leaves_no_descriptor(tmp_path: Path) -> None:
+    before = descriptors()
+    for _ in range(3):
+        worker = Worker(lambda: sqlite3.connect(tmp_path / "w.db", isolation_level=None))
+        worker.start()
+        assert await ask(worker, 2) == [0, 1]
+        worker.stop()
+        with pytest.raises(RailUnavailable):
+            await ask(worker, 2)
+    assert descriptors() == before
 
 
 async def test_what_is_under_way_when_the_store_stops_is_answered(tmp_path: Path) -> None:

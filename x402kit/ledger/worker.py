@@ -100,6 +100,8 @@ class Worker:
         self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._waiting: dict[asyncio.AbstractEventLoop, _Group] = {}
         self._wakings: dict[asyncio.AbstractEventLoop, Waking[_Answers]] = {}
+        self._coming = threading.Lock()
+        """Loops of several threads come and go at once."""
         self._thread = threading.Thread(target=self._run, name="x402kit-store", daemon=True)
         self._started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._stopped = False
@@ -118,12 +120,14 @@ class Worker:
         self._stopped = True
         self._queue.put(None)
         self._thread.join()
-        for waking in tuple(self._wakings.values()):
+        with self._coming:
+            wakings = tuple(self._wakings.values())
+            self._wakings.clear()
+        for waking in wakings:
             self._let_go(waking)
 
     def _let_go(self, waking: Waking[_Answers]) -> None:
         """What was given is taken; from now on there is no descriptor."""
-        del self._wakings[waking.loop]
         if waking.loop.is_closed() or waking.loop is _running_loop():
             waking.close()
         else:  # another thread's; where it ends at once, a descriptor is lost with it
@@ -133,9 +137,13 @@ class Worker:
     def _waking(self, loop: asyncio.AbstractEventLoop) -> Waking[_Answers]:
         found = self._wakings.get(loop)
         if found is None:
-            for ended in [waking for waking in self._wakings.values() if waking.loop.is_closed()]:
-                self._let_go(ended)
-            found = self._wakings[loop] = Waking(loop, _resolve)
+            with self._coming:
+                ended = [waking for waking in self._wakings.values() if waking.loop.is_closed()]
+                for waking in ended:
+                    del self._wakings[waking.loop]
+                found = self._wakings[loop] = Waking(loop, _resolve)
+            for waking in ended:
+                self._let_go(waking)
         return found
 
     def submit(
@@ -146,6 +154,9 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = asyncio.Future(loop=loop)
+        if self._stopped:  # for nothing a descriptor would be made, which nobody closes
+            future.set_exception(RailUnavailable("store_unavailable"))
+            return future
         group = self._waiting.get(loop)
         at_once = False
         if group is None:
