@@ -15,6 +15,7 @@ from web3 import AsyncHTTPProvider
 
 from tests.support.evm_payments import seller
 from tests.support.faulty_rpc import Fault, faulty_rpc
+from tests.support.handling import handling
 from x402kit.devnet import EvmDevnet
 from x402kit.errors import ConfigError
 from x402kit.networks.http import Answer, JsonClient, NotSent, Unknown
@@ -25,21 +26,6 @@ CODE = {
     "message": "execution reverted",
     "data": "0x08c379a0" + "00" * 31 + "20" + "00" * 31 + "03" + b"No!".hex(),
 }
-
-
-@asynccontextmanager
-async def server(handler: Any) -> AsyncGenerator[str]:
-    """One handler for everything, on a free loopback port."""
-    application = web.Application()
-    application.router.add_route("*", "/{tail:.*}", handler)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    try:
-        yield f"http://{host}:{port}/"
-    finally:
-        await runner.cleanup()
 
 
 @asynccontextmanager
@@ -57,7 +43,7 @@ async def test_an_answer_of_any_status_is_an_answer() -> None:
             {"got": await request.json(), "auth": request.headers.get("Authorization")}, status=418
         )
 
-    async with server(handler) as url, client() as http:
+    async with handling(handler) as url, client() as http:
         answer = await http.post(url, {"a": 1}, headers={"Authorization": "Bearer x"})
         assert answer == Answer(418, {"got": {"a": 1}, "auth": "Bearer x"})
 
@@ -66,7 +52,7 @@ async def test_get_reads_a_document() -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.json_response([request.method])
 
-    async with server(handler) as url, client() as http:
+    async with handling(handler) as url, client() as http:
         assert await http.get(url) == Answer(200, ["GET"])
 
 
@@ -81,12 +67,12 @@ async def test_I02_refused_is_not_sent_and_all_else_is_unknown() -> None:
         await asyncio.sleep(60)
         return web.json_response({})
 
-    async with server(drop) as url, client() as http:
+    async with handling(drop) as url, client() as http:
         assert await http.post(url, {}) == Unknown("disconnected")
     async with client() as http:
         assert await http.post(url, {}) == NotSent("unreachable")
         assert await http.post("http://no-such-host.invalid/", {}) == NotSent("unreachable")
-    async with server(slow) as url, client(seconds=0.1) as http:
+    async with handling(slow) as url, client(seconds=0.1) as http:
         started = time.monotonic()
         assert await http.post(url, {}) == Unknown("timeout")
         assert time.monotonic() - started < 30
@@ -111,7 +97,7 @@ async def test_A12_what_is_no_good_json_is_unknown(body: bytes, why: str) -> Non
         return web.Response(body=body)
 
     limit = 1000 if why in ("too-large", "not-json") else 10**6
-    async with server(handler) as url, client(answer_max=limit) as http:
+    async with handling(handler) as url, client(answer_max=limit) as http:
         answer = await http.post(url, {})
         if body.startswith(b"1"):  # a long number is a number, where Python's own limit allows it
             assert isinstance(answer, (Answer, Unknown))
@@ -127,7 +113,7 @@ async def test_an_answer_without_end_is_cut_off() -> None:
             await response.write(b"x" * 10_000)
         return response
 
-    async with server(handler) as url, client(answer_max=100_000) as http:
+    async with handling(handler) as url, client(answer_max=100_000) as http:
         assert await http.post(url, {}) == Unknown("too-large")
 
 
@@ -138,7 +124,7 @@ async def test_K05_redirects_are_not_followed() -> None:
         seen.append(request.path)
         raise web.HTTPTemporaryRedirect("/elsewhere")
 
-    async with server(handler) as url, client() as http:
+    async with handling(handler) as url, client() as http:
         assert await http.post(url, {}) == Unknown("not-json")
         assert seen == ["/"]
 
@@ -151,7 +137,7 @@ async def test_connections_are_kept_and_closed() -> None:
         peers.add(request.transport.get_extra_info("peername"))
         return web.json_response({})
 
-    async with server(handler) as url:
+    async with handling(handler) as url:
         async with client() as http:
             for _ in range(5):
                 await http.post(url, {})
@@ -169,7 +155,7 @@ def test_each_loop_has_its_own_session() -> None:
         async def handler(request: web.Request) -> web.Response:
             return web.json_response(1)
 
-        async with server(handler) as url:
+        async with handling(handler) as url:
             answer = await http.post(url, {})
             await http.close()
             return answer

@@ -14,6 +14,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from .handling import handling
+
 __all__ = ["HTML", "FaultyHttp", "HttpFault", "faulty_http"]
 
 HTML = "<html><body>502 Bad Gateway at http://node.internal:8080/?key=SECRET</body></html>"
@@ -78,19 +80,11 @@ async def faulty_http(target: str, *, tls: ssl.SSLContext | None = None) -> Asyn
             finally:
                 proxy.open.discard(transport)
 
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        proxy.url = f"{'https' if tls else 'http'}://{host}:{port}"
-        try:
-            yield proxy
-        finally:
-            proxy.cut()
-            await runner.cleanup()
+        async with handling(handle, tls=tls, cancels=True) as proxy.url:
+            try:
+                yield proxy
+            finally:
+                proxy.cut()
 
 
 async def _serve(

@@ -13,6 +13,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from .handling import handling
+
 __all__ = ["Fault", "FaultyRpc", "faulty_rpc"]
 
 HTML = "<html><body>502 Bad Gateway at http://node.internal:8545/?key=SECRET</body></html>"
@@ -74,18 +76,9 @@ async def faulty_rpc(target: str) -> AsyncGenerator[FaultyRpc]:
                 await asyncio.sleep(fault.delay)
             return _answer(request, fault, answer)
 
-        application = web.Application()
-        application.router.add_post("/", handle)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        proxy.url = f"http://{host}:{port}/"
-        try:
+        async with handling(handle) as url:
+            proxy.url = url + "/"
             yield proxy
-        finally:
-            await runner.cleanup()
 
 
 def _answer(request: web.Request, fault: Fault, answer: dict[str, Any]) -> web.StreamResponse:

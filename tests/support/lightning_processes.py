@@ -30,6 +30,7 @@ from x402kit.networks.lnd import Lnd
 
 from .asking import ORIGIN, Answer
 from .rails import OfflineRail
+from .serving import Announcing
 
 __all__ = ["SHOWING", "Setup", "Street", "opened"]
 
@@ -93,7 +94,7 @@ def serve(setup: Setup, ready: Connection) -> None:
 
         await gate(scope, receive, last)
 
-    _Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none"), ready).run()
+    Announcing(uvicorn.Config(app, port=0, log_level="error", lifespan="on", ws="none"), ready).run()
 
 
 class _Process(Till):
@@ -109,18 +110,6 @@ class _Process(Till):
         os.close(output)
         if self._kill == "handler":
             _die()
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Connection) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        with self._ready:
-            if self.started:
-                self._ready.send(self.servers[0].sockets[0].getsockname()[1])
 
 
 def _die() -> None:

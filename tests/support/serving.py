@@ -6,11 +6,13 @@ import contextlib
 import socket
 import threading
 from collections.abc import Generator
+from multiprocessing.connection import Connection
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
-__all__ = ["free_port", "listening", "serving"]
+__all__ = ["Announcing", "free_port", "listening", "serving"]
 
 
 def listening(port: int = 0) -> socket.socket:
@@ -53,3 +55,17 @@ def serving(app: ASGIApp, *, lifespan: bool = True, port: int = 0, websockets: b
         server.should_exit = True
         thread.join(15)
         listener.close()
+
+
+class Announcing(uvicorn.Server):
+    """The server of a process of its own: ``ready`` gets its port once requests are served, and is then closed."""
+
+    def __init__(self, config: uvicorn.Config, ready: Connection) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        with self._ready:
+            if self.started:
+                self._ready.send(self.servers[0].sockets[0].getsockname()[1])

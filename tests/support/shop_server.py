@@ -35,6 +35,8 @@ from x402kit.networks.evm_wallet import Wallet
 from x402kit.networks.facilitator import FacilitatorRail
 from x402kit.pricing import Tokens
 
+from .serving import Announcing
+
 __all__ = ["STEPS", "Kill", "Setup", "serve"]
 
 # What is loaded on first use elsewhere, before the fork.
@@ -138,7 +140,7 @@ def serve(setup: Setup, ready: Connection) -> None:
         timeout_graceful_shutdown=setup.graceful,
         timeout_keep_alive=1,
     )
-    _Server(config, ready).run()
+    Announcing(config, ready).run()
 
 
 class _Broken(logging.Handler):
@@ -146,20 +148,6 @@ class _Broken(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         raise RuntimeError("the exporter is broken")
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Connection) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            with self._ready:
-                self._ready.send(self.servers[0].sockets[0].getsockname()[1])
-        else:
-            self._ready.close()
 
 
 def _app(setup: Setup) -> ASGIApp:
