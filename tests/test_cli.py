@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.clients import ADDRESS, KEY
-from tests.support.commands import Result, on_terminal, run, started, terminal
+from tests.support.commands import Result, on_terminal, run, started, stopped_on_terminal
 from tests.support.paid_server import PAY_TO, PaidServer, entry
 from tests.support.paid_server import seller as seller
 from tests.support.paid_server import server as server
@@ -69,13 +68,9 @@ def test_devnet_prints_one_line_and_runs_until_stopped(stop: signal.Signals) -> 
 
 
 def test_devnet_on_a_terminal_is_for_people() -> None:
-    with terminal("devnet") as (process, said):
-        deadline = time.monotonic() + 20
-        while "Ctrl-C" not in "".join(said) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-    text = "".join(said)
+    shown = stopped_on_terminal("devnet", after="Ctrl-C")
+    text = shown.out
+    assert shown.status == 0
     assert f"1 payer      {ADDRESS}  1000.000000 USDC" in text
     assert f"export X402KIT_EVM_KEY={KEY}" in text
     assert "export X402KIT_SVM_PAY_TO=" in text
@@ -84,13 +79,9 @@ def test_devnet_on_a_terminal_is_for_people() -> None:
 
 
 def test_devnet_json_on_a_terminal() -> None:
-    with terminal("devnet", "--json") as (process, said):
-        deadline = time.monotonic() + 20
-        while "\n" not in "".join(said) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-    assert json.loads("".join(said))["evm"]["chain_id"] == 8453
+    shown = stopped_on_terminal("devnet", "--json", after="\n", stop=signal.SIGTERM)
+    assert shown.status == 0
+    assert json.loads(shown.out)["evm"]["chain_id"] == 8453
 
 
 @pytest.mark.parametrize(("at", "name"), [(0, "EVM"), (1, "Solana")])

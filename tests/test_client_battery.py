@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from httpx import Headers
@@ -132,80 +132,72 @@ def _target(name: str) -> Target:
     return Target("POST", origin + "/" + name, "seller.example", 443, True, digest, origin, origin)
 
 
-def test_M13_no_call_is_ever_paid_twice_whatever_the_seller_does() -> None:
-    world = _World(0)
-    setup = _setup(lambda: world.now, Limits(per_call="$0.01"))
-    ends: Counter[str] = Counter()
-    for seed in range(RUNS):
-        world = _World(seed, now=world.now + 20_000)
+def _calls(kind: type[_World], runs: int, limits: Limits, mode: Balance = "off") -> Iterator[tuple[_World, str]]:
+    """So many calls by one payer, each at a seller of its own; the seller, and how the call ended."""
+    world = kind(0)
+    setup = _setup(lambda: world.now, limits, mode, solana=kind is _Solana)
+    for seed in range(runs):
+        world = kind(seed, now=world.now + 20_000)
         target = _target(str(seed))
-        end = logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+        yield world, logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+
+
+def _insists(kind: type[_World], runs: int) -> None:
+    """Five logical calls for one request, each only after the one before has ended."""
+    for seed in range(runs):
+        world = kind(seed)
+        setup = _setup(lambda: world.now, Limits(per_call="$0.01"), solana=kind is _Solana)  # noqa: B023  # used at once
+        for _ in range(5):
+            before = set(world.shown)
+            logical_call(lambda: Attempt(setup, _target("same")), world)  # noqa: B023
+            assert len(set(world.shown) - before) <= 1
+            live = [row for row in setup.journal.payments(only_open=True) if row.valid_before > world.now]
+            assert len(live) <= 1
+
+
+def test_M13_no_call_is_ever_paid_twice_whatever_the_seller_does() -> None:
+    ends: Counter[str] = Counter()
+    for world, end in _calls(_World, RUNS, Limits(per_call="$0.01")):
         ends[end] += 1
-        assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
-        assert world.settled.total() <= 1, f"seed {seed}: paid twice"
+        assert len(set(world.shown)) <= 1, f"seed {world.seed}: two payments were shown"
+        assert world.settled.total() <= 1, f"seed {world.seed}: paid twice"
         if end == "200":
-            assert world.shown, f"seed {seed}: served without a payment"
+            assert world.shown, f"seed {world.seed}: served without a payment"
     assert set(ends) >= {"200", "403", "404", "503", "died", "PaymentNotAccepted", "PaymentOutcomeUnknown"}
 
 
 def test_M13_no_call_on_solana_is_ever_paid_twice_whatever_the_seller_does() -> None:
-    world: _World = _Solana(0)
-    setup = _setup(lambda: world.now, Limits(per_call="$0.01"), solana=True)
     ends: Counter[str] = Counter()
-    for seed in range(RUNS // 5):
-        world = _Solana(seed, now=world.now + 20_000)
-        target = _target(str(seed))
-        end = logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+    for world, end in _calls(_Solana, RUNS // 5, Limits(per_call="$0.01")):
         ends[end] += 1
-        assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
-        assert world.settled.total() <= 1, f"seed {seed}: paid twice"
+        assert len(set(world.shown)) <= 1, f"seed {world.seed}: two payments were shown"
+        assert world.settled.total() <= 1, f"seed {world.seed}: paid twice"
     assert set(ends) >= {"200", "403", "404", "503", "died", "PaymentNotAccepted", "PaymentOutcomeUnknown"}
 
 
 def test_M13_on_solana_the_same_request_again_never_has_two_payments_that_can_land() -> None:
     """The caller insists: a new one is signed only when the blockhash of the one before is dead for certain."""
-    for seed in range(300):
-        world = _Solana(seed)
-        setup = _setup(lambda: world.now, Limits(per_call="$0.01"), solana=True)  # noqa: B023  # used at once
-        for _ in range(5):
-            before = set(world.shown)
-            logical_call(lambda: Attempt(setup, _target("same")), world)  # noqa: B023
-            assert len(set(world.shown) - before) <= 1
-            live = [row for row in setup.journal.payments(only_open=True) if row.valid_before > world.now]
-            assert len(live) <= 1
+    _insists(_Solana, 300)
 
 
 def test_M13_a_call_from_the_balance_is_charged_once_and_never_paid_as_well() -> None:
     """The balance first: whatever is lost, no second key is used, and no payment made after a doubt."""
-    world = _World(0)
-    setup = _setup(lambda: world.now, Limits(per_call="$0.01", hosts=["seller.example"]), "first")
     ends: Counter[str] = Counter()
     both = 0
-    for seed in range(RUNS // 3):
-        world = _World(seed, now=world.now + 20_000)
-        target = _target(str(seed))
-        end = logical_call(lambda: Attempt(setup, target), world)  # noqa: B023  # used at once
+    for world, end in _calls(_World, RUNS // 3, Limits(per_call="$0.01", hosts=["seller.example"]), "first"):
         ends[end] += 1
-        assert len(set(world.shown)) <= 1, f"seed {seed}: two payments were shown"
-        assert len(world.charged) + world.settled.total() <= 1, f"seed {seed}: paid twice"
+        assert len(set(world.shown)) <= 1, f"seed {world.seed}: two payments were shown"
+        assert len(world.charged) + world.settled.total() <= 1, f"seed {world.seed}: paid twice"
         both += bool(world.keys and world.shown)
         if end == "200":
-            assert world.charged or world.shown, f"seed {seed}: served without a payment"
+            assert world.charged or world.shown, f"seed {world.seed}: served without a payment"
     assert both > 100
     assert set(ends) >= {"200", "402", "404", "503", "died", "PaymentNotAccepted", "PaymentOutcomeUnknown"}
 
 
 def test_M13_the_same_request_again_never_has_two_payments_in_doubt() -> None:
-    """The caller insists: five logical calls for one request, each only after the one before has ended."""
-    for seed in range(500):
-        world = _World(seed)
-        setup = _setup(lambda: world.now, Limits(per_call="$0.01"))  # noqa: B023  # used at once
-        for _ in range(5):
-            before = set(world.shown)
-            logical_call(lambda: Attempt(setup, _target("same")), world)  # noqa: B023
-            assert len(set(world.shown) - before) <= 1
-            live = [row for row in setup.journal.payments(only_open=True) if row.valid_before > world.now]
-            assert len(live) <= 1
+    """The caller insists."""
+    _insists(_World, 500)
 
 
 def test_M13_a_budget_holds_all_that_an_honest_seller_settled() -> None:

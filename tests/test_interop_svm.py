@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,13 +13,13 @@ from tests.support.clients import KINDS, request
 from tests.support.peers import CLIENTS, LOST, UNHEARD, Front, pay, service
 from tests.support.seller import PRICE, Seller, selling
 from tests.support.serving import serving
+from tests.support.svm_payments import transferred
 from tests.support.svm_rails import HINTS
 from x402kit.asgi.facilitator import facilitator_app
 from x402kit.client import Limits, Payer, PaymentNotAccepted, PaymentOutcomeUnknown, payment_of
 from x402kit.devnet import SvmAccount, SvmDevnet
 from x402kit.networks import Solana
 from x402kit.networks.assets import DEFAULTS
-from x402kit.networks.svm_transaction import decode, find_transfer
 
 NETWORK = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
 USDC = DEFAULTS[NETWORK]
@@ -35,16 +34,6 @@ def payer(chain: SvmDevnet, account: int = PAYER, **settings: Any) -> Payer:
 
 def states(paying: Payer) -> list[str]:
     return [row.state for row in paying.payments()]
-
-
-def transferred(chain: SvmDevnet, transaction: str) -> int:
-    """What a transaction that succeeded has moved to the seller, by its own bytes."""
-    options = {"encoding": "base64", "maxSupportedTransactionVersion": 0, "commitment": "confirmed"}
-    found = chain.rpc("getTransaction", transaction, options)
-    assert found["meta"]["err"] is None
-    transfer = find_transfer(decode(base64.b64decode(found["transaction"][0])).instructions)
-    assert transfer is not None
-    return transfer.amount
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +134,7 @@ def test_our_client_pays_our_server_through_their_facilitator(
 
 
 def test_what_their_facilitator_refuses_is_refused(svm: SvmDevnet, remote_shop: Seller, facilitator: Front) -> None:
+    svm.set_tokens(svm.accounts[POOR].address, 0)  # other tests on this chain may have left it some
     seller = remote_shop.fresh()
     with pytest.raises(PaymentNotAccepted):
         request(payer(svm, POOR), "httpx", "GET", seller.url + "/weather")

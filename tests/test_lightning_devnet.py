@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.commands import started, terminal
+from tests.support.commands import started, stopped_on_terminal
 from x402kit.devnet import LightningDevnet, LightningNode, ToolMissing
 from x402kit.networks.lightning_port import REGTEST
 
@@ -283,13 +283,9 @@ def test_the_command_starts_the_nodes_when_asked() -> None:
 
 
 def test_the_command_shows_people_both_nodes() -> None:
-    with terminal("devnet", "--lightning") as (process, said):
-        deadline = time.monotonic() + 30
-        while "Ctrl-C" not in "".join(said) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-    text = "".join(said)
+    shown = stopped_on_terminal("devnet", "--lightning", after="Ctrl-C")
+    text = shown.out
+    assert shown.status == 0
     assert f"Lightning  {REGTEST}" in text.replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[22m", "")
     assert "seller       http://127.0.0.1:" in text
     assert "payer        http://127.0.0.1:" in text

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,7 @@ from tests.support.svm_payments import (
     signed,
     svm_seller,
     transfer,
+    transferred,
 )
 from tests.support.svm_rails import HINTS
 from x402kit.client import Limits, Payer, payment_of
@@ -48,7 +48,6 @@ from x402kit.model import Json
 from x402kit.money import Asset
 from x402kit.networks import FeePolicy, FixedPrice, Solana, SvmOptions, svm
 from x402kit.networks.port import ChargingRail
-from x402kit.networks.svm_transaction import decode, find_transfer
 from x402kit.protocols import payment_auth, payment_methods
 from x402kit.protocols.payment_auth import PaymentChallenge
 from x402kit.protocols.x402 import decode_header, encode_header
@@ -75,16 +74,6 @@ def payer(chain: SvmDevnet, **settings: Any) -> Payer:
     """One without a node: a blockhash comes from the seller."""
     settings = {"limits": Limits(per_call="$0.05"), "backoff": 0, **settings}
     return Payer(svm_key=chain.accounts[PAYER].secret_key, allow_insecure=True, **settings)
-
-
-def transferred(chain: SvmDevnet, transaction: str) -> int:
-    """What a transaction that succeeded has moved, by its own bytes."""
-    options = {"encoding": "base64", "maxSupportedTransactionVersion": 0, "commitment": "confirmed"}
-    found = chain.rpc("getTransaction", transaction, options)
-    assert found["meta"]["err"] is None
-    moved = find_transfer(decode(base64.b64decode(found["transaction"][0])).instructions)
-    assert moved is not None
-    return moved.amount
 
 
 @dataclass(frozen=True)

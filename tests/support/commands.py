@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Result", "environment", "on_terminal", "run", "started"]
+__all__ = ["Result", "environment", "on_terminal", "run", "started", "stopped_on_terminal", "terminal"]
 
 COMMAND: Final = (sys.executable, "-m", "x402kit")
 
@@ -80,4 +82,15 @@ def on_terminal(*arguments: str, env: Mapping[str, str] | None = None) -> Result
     """On a terminal, to the end."""
     with terminal(*arguments, env=env) as (process, said):
         status = process.wait(60)
+    return Result(status, "".join(said))
+
+
+def stopped_on_terminal(*arguments: str, after: str, stop: signal.Signals = signal.SIGINT) -> Result:
+    """On a terminal, and sent the signal once it has written ``after``."""
+    with terminal(*arguments) as (process, said):
+        deadline = time.monotonic() + 30
+        while after not in "".join(said) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(stop)
+        status = process.wait(10)
     return Result(status, "".join(said))

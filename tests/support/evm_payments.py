@@ -13,7 +13,7 @@ from eth_account import Account
 
 from x402kit.devnet import EvmAccount, EvmDevnet
 from x402kit.devnet.contracts import encode
-from x402kit.model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
+from x402kit.model import Authorization, Json, PaymentPayload, PaymentRequirements
 from x402kit.money import Asset
 from x402kit.networks import EvmOptions, EvmRail
 from x402kit.networks.assets import DEFAULTS
@@ -21,6 +21,7 @@ from x402kit.networks.evm import Transfer, digest, sign_digest
 from x402kit.networks.evm_wallet import Wallet
 
 from .nonces import MemoryNonces
+from .steps import Steps
 
 __all__ = [
     "NETWORK",
@@ -82,7 +83,7 @@ def signed_payload(owner: EvmAccount, *, payer: str = "", asset: Asset = USDC, *
     return payload_of(sign(made._replace(**changes), owner, asset))
 
 
-class Seller:
+class Seller(Steps[EvmRail]):
     """A rail with its allocator; ``accounts[0]`` settles, ``accounts[1]`` pays unless said otherwise."""
 
     def __init__(self, chain: EvmDevnet, rail: EvmRail, nonces: MemoryNonces) -> None:
@@ -95,28 +96,6 @@ class Seller:
         authorization = self.rail.parse(PaymentPayload(2, "exact", NETWORK, made), self.offer)
         self.rail.check(authorization, self.offer, int(time.time()))
         return authorization
-
-    async def prepare(self, authorization: Authorization) -> tuple[Intent, Claim]:
-        intent = await self.rail.prepare(authorization, self.offer, self.nonces)
-        return intent, self.claim(authorization, intent)
-
-    def claim(self, authorization: Authorization, intent: Intent | None = None, **changes: Any) -> Claim:
-        """The row that the store would hold."""
-        now = int(time.time())
-        columns: Json = {"state": "sent", "deadline": now + 3600, "confirmations": self.rail.confirmations}
-        if intent is not None:
-            columns |= {"reference": intent.reference, "intent": intent.blob}
-            columns |= {"wallet": intent.wallet, "nonce": intent.nonce}
-        return authorization.claim(now, **(columns | changes))
-
-    async def settle(self, authorization: Authorization, seconds: float = 5) -> tuple[Claim, Outcome]:
-        """All that the flow does with a good payment."""
-        await self.rail.verify(authorization, self.offer)
-        intent, claim = await self.prepare(authorization)
-        outcome = await self.rail.send(intent)
-        if outcome.state == "pending":
-            outcome = await self.rail.wait(claim, seconds)
-        return claim, outcome
 
     def received(self) -> int:
         """What the recipient has, atomic units."""

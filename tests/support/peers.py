@@ -50,29 +50,17 @@ def pay(
     given = [*options, "--method", method]
     given += [] if body is None else ["--json", json.dumps(body)]
     key = payer.private_key if isinstance(payer, EvmAccount) else payer.secret_key
-    ended = subprocess.run(
-        [*_command(program), url, *given],
-        env=_environment(PEER_KEY=key),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    line: Json = json.loads(ended.stdout)
-    return line
+    return _printed([*_command(program), url, *given], _environment(PEER_KEY=key))
 
 
 def ask(program: str, task: Json, **environment: str) -> Json:
     """One task for a program that reads it as JSON from standard input; the line that it prints."""
+    return _printed(_command(program), _environment(**environment), json.dumps(task))
+
+
+def _printed(command: Sequence[str], environment: dict[str, str], said: str | None = None) -> Json:
     ended = subprocess.run(
-        _command(program),
-        input=json.dumps(task),
-        env=_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        command, input=said, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == 0, ended.stderr
     line: Json = json.loads(ended.stdout)

@@ -21,13 +21,15 @@ from solders.token.associated import get_associated_token_address
 from solders.transaction import VersionedTransaction
 
 from x402kit.devnet import SvmAccount, SvmDevnet
-from x402kit.model import Authorization, Claim, Intent, Json, Outcome, PaymentPayload, PaymentRequirements
+from x402kit.model import Authorization, Json, PaymentPayload, PaymentRequirements
 from x402kit.networks.assets import DEFAULTS
 from x402kit.networks.svm_chain import SvmRail
 from x402kit.networks.svm_options import SvmOptions
+from x402kit.networks.svm_transaction import decode, find_transfer
 from x402kit.networks.svm_wallet import SvmWallet
 
 from .nonces import MemoryNonces
+from .steps import Steps
 
 __all__ = [
     "MEMO",
@@ -45,6 +47,7 @@ __all__ = [
     "signed",
     "svm_seller",
     "transfer",
+    "transferred",
 ]
 
 NETWORK = "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
@@ -143,7 +146,17 @@ def encoded(transaction: VersionedTransaction) -> Json:
     return {"transaction": base64.b64encode(bytes(transaction)).decode()}
 
 
-class SvmSeller:
+def transferred(chain: SvmDevnet, transaction: str) -> int:
+    """What a transaction that succeeded has moved, by its own bytes."""
+    options = {"encoding": "base64", "maxSupportedTransactionVersion": 0, "commitment": "confirmed"}
+    found = chain.rpc("getTransaction", transaction, options)
+    assert found["meta"]["err"] is None
+    moved = find_transfer(decode(base64.b64decode(found["transaction"][0])).instructions)
+    assert moved is not None
+    return moved.amount
+
+
+class SvmSeller(Steps[SvmRail]):
     """A rail with an allocator; ``accounts[0]`` settles, ``accounts[1]`` pays unless said otherwise."""
 
     def __init__(self, chain: SvmDevnet, rail: SvmRail) -> None:
@@ -171,25 +184,6 @@ class SvmSeller:
         authorization = self.parse(payload or self.payload(payer=payer))
         self.rail.check(authorization, self.offer, int(time.time()))
         return authorization
-
-    async def prepare(self, authorization: Authorization) -> tuple[Intent, Claim]:
-        intent = await self.rail.prepare(authorization, self.offer, self.nonces)
-        return intent, self.claim(authorization, intent)
-
-    def claim(self, authorization: Authorization, intent: Intent, **changes: Any) -> Claim:
-        """The row that the store would hold."""
-        columns: Json = {"reference": intent.reference, "intent": intent.blob, "wallet": intent.wallet}
-        columns |= {"state": "sent", "confirmations": self.rail.confirmations}
-        return authorization.claim(int(time.time()), **(columns | changes))
-
-    async def settle(self, authorization: Authorization, seconds: float = 5) -> tuple[Claim, Outcome]:
-        """All that the flow does with a good payment."""
-        await self.rail.verify(authorization, self.offer)
-        intent, claim = await self.prepare(authorization)
-        outcome = await self.rail.send(intent)
-        if outcome.state == "pending":
-            outcome = await self.rail.wait(claim, seconds)
-        return claim, outcome
 
     def received(self) -> int:
         """What the recipient has, atomic units."""
