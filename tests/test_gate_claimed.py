@@ -21,7 +21,7 @@ from tests.support.payments import Payment, pay
 from tests.support.rails import OfflineRail
 from x402kit import Paywall
 from x402kit.asgi.gate import Gate
-from x402kit.errors import RailUnavailable
+from x402kit.errors import PaymentUsed, RailUnavailable
 from x402kit.model import Outcome
 from x402kit.paywall import admission
 
@@ -143,6 +143,21 @@ async def test_C01_a_payment_shown_here_again_asks_nothing_of_the_chain(tmp_path
         for _ in range(3):
             assert (await seller.show(payment)).status == 200
         assert (seller.rail.calls["verify"], seller.rail.calls["send"], seller.runs) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("check", [None, PaymentUsed("nonce_already_used")], ids=["passes", "fails"])
+async def test_I13_what_another_process_served_is_checked_on_the_chain_once(
+    tmp_path: Path, check: PaymentUsed | None
+) -> None:
+    """Else who has one spent payment takes the slots of those who pay, for nothing."""
+    ledger = tmp_path / "claims.db"
+    async with selling(ledger) as first, selling(ledger) as second:
+        payment = await first.payment()
+        assert (await first.show(payment)).status == 200
+        second.rail.script["verify"] = [check] * 3
+        for _ in range(3):
+            assert (await second.show(payment)).status == 200
+        assert (second.rail.calls["verify"], second.rail.calls["send"], second.runs) == (1, 0, 0)
 
 
 async def test_I12_what_was_shown_is_remembered_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ class Admissions:
         self._settler = settler
         self._verifying = 0
         self._seen: dict[str, None] = {}
-        """Payments that were admitted here lately: these are looked up first."""
+        """Payments that were claimed lately, or found claimed, by this process: these are looked up first."""
         # An owner names one attempt: the process by its id and a random part, and a counter.
         self._process = f"{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts = itertools.count()
@@ -181,6 +181,7 @@ class Admissions:
             found = await self._store.get(authorization.payment_id)
             if found is None or is_over(found):
                 raise
+            self._see(found.payment_id)  # from now on it costs no look at the chain
             return await self.resume(shown, found)
         claim = self._new_claim(shown, rail, authorization, now)
         if shown.resource.credits:
