@@ -188,7 +188,10 @@ async def test_a_job_may_be_faster_than_its_answer(till: Till, way: Way, end: st
 
 
 @pytest.mark.parametrize("failing", ["status", "raises"])
-async def test_H08_a_job_whose_answer_failed_never_was(till: Till, way: Way, failing: str) -> None:
+async def test_H08_a_job_whose_answer_failed_never_was(
+    till: Till, way: Way, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("x402kit.asgi.paywall._JOB_WAIT_SECONDS", 0.1)
     jobs: list[str] = []
 
     async def fails(scope: Scope, receive: Receive, send: Send) -> None:
@@ -222,7 +225,9 @@ async def test_H02_a_job_that_was_begun_goes_on_without_its_caller(till: Till) -
     assert (await till.balance()) == (START - 2000, 0)
 
 
-async def test_a_job_needs_time_and_a_known_name(till: Till) -> None:
+async def test_a_job_needs_time_and_a_known_name(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("x402kit.asgi.paywall._JOB_WAIT_SECONDS", 0.1)
+
     async def wrong(scope: Scope, receive: Receive, send: Send) -> None:
         with pytest.raises(ValueError, match="needs some time"):
             scope["x402kit"].defer(0)

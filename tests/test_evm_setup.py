@@ -128,7 +128,10 @@ async def test_L06_start_refuses_a_mistyped_address(devnet: EvmDevnet) -> None:
     assert "token's own" in await refusal(devnet, pay_to=USDC.address)
 
 
-async def test_I01_a_node_that_is_down_at_start_is_compared_before_we_settle(chain: EvmDevnet) -> None:
+async def test_I01_a_node_that_is_down_at_start_is_compared_before_we_settle(
+    chain: EvmDevnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("x402kit.networks.ready._BAD_SECONDS", 0.1)
     async with faulty_rpc(chain.rpc_url) as node:
         node.faults["*"] = Fault(html=502)
         async with seller(chain, rpc=node.url) as shop:
@@ -136,12 +139,12 @@ async def test_I01_a_node_that_is_down_at_start_is_compared_before_we_settle(cha
                 await shop.rail.ready()
             node.faults.clear()
             node.faults["eth_chainId"] = Fault(result="0x1")
-            await asyncio.sleep(1.05)
+            await asyncio.sleep(0.15)
             with pytest.raises(RailUnavailable) as refused:
                 await shop.rail.ready()
             assert "eip155:1" in refused.value.detail
             node.faults.clear()
-            await asyncio.sleep(1.05)
+            await asyncio.sleep(0.15)
             await shop.rail.ready()
 
 

@@ -84,7 +84,10 @@ def test_a_wallet_does_not_show_its_key() -> None:
     assert key[2:] not in repr(Wallet(key))
 
 
-async def test_B16_an_empty_wallet_is_503_before_anything(chain: EvmDevnet, caplog: pytest.LogCaptureFixture) -> None:
+async def test_B16_an_empty_wallet_is_503_before_anything(
+    chain: EvmDevnet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("x402kit.networks.ready._BAD_SECONDS", 0.1)
     chain.rpc("anvil_setBalance", chain.accounts[0].address, hex(10**13))
     async with seller(chain) as shop:
         with pytest.raises(RailUnavailable, match="payment-unavailable") as refused:
@@ -96,7 +99,7 @@ async def test_B16_an_empty_wallet_is_503_before_anything(chain: EvmDevnet, capl
             f"ALERT: no settlement on eip155:8453: {refused.value.detail}"
         ]
         chain.rpc("anvil_setBalance", chain.accounts[0].address, hex(10**18))
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(0.15)
         await shop.rail.ready()
 
 

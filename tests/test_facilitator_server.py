@@ -332,15 +332,16 @@ async def test_C03_a_repeated_settle_gets_the_stored_result(
 
 
 async def test_C08_what_was_settled_is_answered_after_its_end_and_after_a_restart(
-    chain: EvmDevnet, tmp_path: Path
+    chain: EvmDevnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long after validBefore, what was settled stays settled for who asks again."""
     store = tmp_path / "facilitator.db"
-    made = body(_signed(chain, valid_before=int(time.time()) + 7))
+    made = body(_signed(chain, valid_before=int(time.time()) + 300))
     with facilitating(chain, store) as front:
         async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             first = (await http.post("/settle", json=made)).json()
-    await asyncio.sleep(2)
+    later = time.time() + 1000
+    monkeypatch.setattr(time, "time", lambda: later)
     with facilitating(chain, store) as front:
         async with httpx.AsyncClient(base_url=front.url, headers=KEYED, timeout=30) as http:
             verified = (await http.post("/verify", json=made)).json()

@@ -371,8 +371,15 @@ def refusal(code: int, message: str = "SECRET words") -> dict[str, Any]:
     ],
 )
 async def test_a_payment_whose_answer_is_lost_is_looked_up(
-    to_payer: FaultyHttp, payer: Lnd, seller: Lnd, invoice: NewInvoice, fault: HttpFault
+    to_payer: FaultyHttp,
+    payer: Lnd,
+    seller: Lnd,
+    invoice: NewInvoice,
+    fault: HttpFault,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if fault.delay:
+        monkeypatch.setattr("x402kit.networks.lnd.ANSWER_SECONDS", 0.2)
     to_payer.faults[SEND] = fault
     state = await pay(payer, invoice)
     assert (state.state, len(state.preimage)) == ("succeeded", 64)
@@ -393,8 +400,10 @@ async def test_a_payment_whose_answer_is_lost_is_looked_up(
     ],
 )
 async def test_a_payment_that_may_yet_arrive_is_pending(
-    to_payer: FaultyHttp, payer: Lnd, invoice: NewInvoice, fault: HttpFault
+    to_payer: FaultyHttp, payer: Lnd, invoice: NewInvoice, fault: HttpFault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if fault.delay:
+        monkeypatch.setattr("x402kit.networks.lnd.ANSWER_SECONDS", 0.2)
     to_payer.faults[SEND] = fault
     assert (await pay(payer, invoice)).state == "pending"
     assert to_payer.seen[SEND] == 1
