@@ -22,7 +22,7 @@ from tests.support.rails import OfflineRail
 from x402kit import Paywall
 from x402kit.asgi.gate import Gate
 from x402kit.errors import PaymentUsed, RailUnavailable
-from x402kit.model import Outcome
+from x402kit.model import Claim, Outcome
 from x402kit.paywall import admission
 
 
@@ -32,6 +32,7 @@ class Seller:
     def __init__(self, rail: OfflineRail) -> None:
         self.rail = rail
         self.gate: Gate | None = None
+        self.paywall: Paywall | None = None
         self.runs = 0
 
     async def goods(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +62,7 @@ async def selling(ledger: Path, price: str = "$0.01", **rail: bool) -> AsyncGene
     seller = Seller(OfflineRail())
     for name, value in rail.items():
         setattr(seller.rail, name, value)
-    paywall = Paywall([seller.rail], ledger, origin=ORIGIN, reconcile_seconds=3600, drain_seconds=0.1)
+    seller.paywall = paywall = Paywall([seller.rail], ledger, origin=ORIGIN, reconcile_seconds=3600, drain_seconds=0.1)
     seller.gate = paywall.protect(seller.goods, {"GET /goods": price})
     try:
         yield seller
@@ -216,6 +217,41 @@ async def test_J01_a_claim_that_was_never_sent_is_sent_once_by_who_finds_it(tmp_
         assert statuses[-1] == 200
         assert {402, 403} & set(statuses) == set()
         assert (second.rail.calls["send"], second.runs) == (1, 1)
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["its caller is cancelled", "its answer is lost"])
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_I7_a_claim_that_nobody_knows_of_is_over_and_never_unknown(
+    tmp_path: Path, cancelled: bool, comes_back: bool
+) -> None:
+    """Through a facilitator that shows no chain, nobody could ever say that it was not sent."""
+    ledger = tmp_path / "claims.db"
+    async with selling(ledger, prepare_is_pure=True) as seller:
+        payment = await seller.payment()
+        assert seller.paywall is not None
+        store = seller.paywall.store
+        claim = store.claim
+
+        async def lost(row: Claim) -> Claim:
+            if cancelled:
+                showing.cancel()
+            made = await claim(row)
+            assert not cancelled, made
+            raise RailUnavailable("store_unavailable")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store, "claim", lost)
+            showing = asyncio.create_task(seller.show(payment))
+            await asyncio.wait((showing,))
+        assert showing.cancelled() if cancelled else showing.result().status == 503
+        if comes_back:
+            async with asyncio.timeout(5):
+                while (answer := await seller.show(payment)).status == 409:
+                    pass
+            assert (answer.status, seller.rail.calls["send"], seller.runs) == (200, 1, 1)
+    if not comes_back:
+        assert rows(ledger, "state, reason") == [("failed", "not_sent")]
+        assert seller.rail.calls["send"] == seller.rail.calls["outcome"] == 0
 
 
 async def test_I9_a_claim_that_failed_is_claimed_anew_with_a_new_intent(tmp_path: Path) -> None:

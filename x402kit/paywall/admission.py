@@ -8,6 +8,7 @@ the claim is looked up first; else when a check fails, or when claiming it finds
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import itertools
@@ -24,6 +25,7 @@ from ..errors import (
     PaymentInProgress,
     PaymentRefused,
     PaymentUsed,
+    RailUnavailable,
     ServerError,
     TooManyRequests,
 )
@@ -188,8 +190,7 @@ class Admissions:
             claim = claim.changed(deadline=now, captured=await self._cost(paying, rail, claim.amount))
         if rail.prepare_is_pure and shown.resource.settle != "after":
             claim = claim.sent(await self._settler.prepare(rail, authorization, offer, claim))
-        self._see(claim.payment_id)
-        row = await self._store.claim(claim)
+        row = await self._claimed(claim)
         if row.owner != claim.owner:
             return await self.resume(shown, row)
         if shown.resource.settle == "after":
@@ -199,6 +200,15 @@ class Admissions:
             # Our lease ran out and another took the claim over: who serves it is decided anew.
             return await self.resume(shown, settled)
         return Admission(self._settled(settled), shown.via)
+
+    async def _claimed(self, claim: Claim) -> Claim:
+        """The payment's claim: this one, or the one that it has."""
+        self._see(claim.payment_id)
+        try:
+            return await self._store.claim(claim)
+        except (asyncio.CancelledError, RailUnavailable):
+            self._settler.forgo(claim)
+            raise
 
     def _see(self, payment_id: str) -> None:
         while len(self._seen) >= _SEEN_MAX:

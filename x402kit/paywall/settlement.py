@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from ..errors import OutcomeUnknown, PaymentInProgress, RailUnavailable, ServerError
@@ -131,10 +131,25 @@ class Settler:
         try:
             return await waiter
         except asyncio.CancelledError:
-            release = asyncio.create_task(self._release_after(task, claim))
-            self._releasing.add(release)
-            release.add_done_callback(self._releasing.discard)
+            self._behind(self._release_after(task, claim))
             raise
+
+    def forgo(self, claim: Claim) -> None:
+        """Nothing will be sent for a claim that its caller may have been given and does not know of: one that begins in
+        ``sent`` is over then, since later only the chain could say that it was not.
+        """
+        if claim.state == "sent":
+            self._behind(self._not_sent(claim))
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> None:
+        """Done in a task that outlives its caller."""
+        task = asyncio.create_task(work)
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+
+    async def _not_sent(self, claim: Claim) -> None:
+        with contextlib.suppress(ServerError):  # then it is sent by who finds it
+            await self._store.move(claim.payment_id, "fail", claim.owner, reason="not_sent")
 
     async def _release_after(self, task: asyncio.Task[None], claim: Claim) -> None:
         await asyncio.wait((task,))
