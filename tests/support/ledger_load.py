@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
 import random
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.processes import FORKED
 from tests.support.stores import open_store
 from x402kit.errors import InsufficientBalance, RailUnavailable
 from x402kit.ledger.port import Store
@@ -47,7 +47,7 @@ class Told(NamedTuple):
 
 def start(load: Load) -> BaseProcess:
     """A process of its own; it ends with status 0 when it did all it was to do."""
-    process = multiprocessing.get_context("spawn").Process(target=_run, args=(load,), daemon=True)
+    process = FORKED.Process(target=_run, args=(load,), daemon=True)
     process.start()
     return process
 

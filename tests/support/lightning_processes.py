@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -29,6 +28,7 @@ from x402kit.networks.lightning_port import REGTEST
 from x402kit.networks.lnd import Lnd
 
 from .asking import ORIGIN, Answer
+from .processes import FORKED
 from .rails import OfflineRail
 from .serving import Announcing
 
@@ -47,9 +47,6 @@ SHOWING: Final = (
 """The steps of a call that is paid over Lightning, in order."""
 _LEASE: Final = 0.5
 _START_SECONDS: Final = 20
-# Forked from a process that has imported everything and has no thread, as shop.py's.
-_spawn = multiprocessing.get_context("forkserver")
-_spawn.set_forkserver_preload(["tests.support.shop_server", "tests.support.lightning_processes"])
 
 
 @dataclass(frozen=True)
@@ -143,9 +140,9 @@ class Street:
 
     async def start(self, kill: str = "", *, deaf: bool = False) -> str:
         """Another process; its address."""
-        here, there = _spawn.Pipe(duplex=False)
+        here, there = FORKED.Pipe(duplex=False)
         setup = Setup(self.setup.ledger, self.setup.runs, self.setup.node, kill, deaf)
-        process = _spawn.Process(target=serve, args=(setup, there), daemon=True)
+        process = FORKED.Process(target=serve, args=(setup, there), daemon=True)
         process.start()
         there.close()
         with here:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import multiprocessing
 import os
 import queue
 import secrets
@@ -35,6 +34,7 @@ from x402kit.protocols.x402 import decode_header, encode_header, parse_payment_r
 
 from .evm_payments import payload_of, sign
 from .faulty_rpc import FaultyRpc, faulty_rpc
+from .processes import FORKED
 from .shop_server import Kill, Setup, serve
 from .wallet_proofs import evm_wallet, header, katana
 
@@ -43,9 +43,6 @@ __all__ = ["Kill", "Payment", "Server", "Setup", "Shop", "Shown", "at_once", "fa
 _START_SECONDS: Final = 20.0
 _EACH_ITS_OWN: Final = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 """Every request has a connection of its own, as if by another caller."""
-# Forked from a process that has imported everything and has no thread: a server is up in a tenth of a second.
-_spawn = multiprocessing.get_context("forkserver")
-_spawn.set_forkserver_preload(["tests.support.shop_server"])
 
 
 @dataclass(frozen=True)
@@ -111,8 +108,8 @@ class Server:
     """One server process."""
 
     def __init__(self, setup: Setup) -> None:
-        here, there = _spawn.Pipe(duplex=False)
-        self._process: BaseProcess = _spawn.Process(target=serve, args=(setup, there), daemon=True)
+        here, there = FORKED.Pipe(duplex=False)
+        self._process: BaseProcess = FORKED.Process(target=serve, args=(setup, there), daemon=True)
         self._process.start()
         there.close()
         self.url = _announced(here, self._process)
