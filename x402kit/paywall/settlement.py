@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
-from ..errors import OutcomeUnknown, PaymentInProgress, RailUnavailable, ServerError
+from ..errors import ConfigError, OutcomeUnknown, PaymentInProgress, RailUnavailable, ServerError
 from ..model import Authorization, Claim, Intent, Outcome, PaymentRequirements
 from ..networks.port import Rail
 
@@ -148,7 +148,7 @@ class Settler:
         task.add_done_callback(self._releasing.discard)
 
     async def _not_sent(self, claim: Claim) -> None:
-        with contextlib.suppress(ServerError):  # then it is sent by who finds it
+        with contextlib.suppress(ServerError, ConfigError):  # then it is sent by who finds it
             await self._store.move(claim.payment_id, "fail", claim.owner, reason="not_sent")
 
     async def _release_after(self, task: asyncio.Task[None], claim: Claim) -> None:
