@@ -176,6 +176,21 @@ class Exchange:
             return None
         return bytes(out)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the inner transport has read the answer: then its stream is at its end, and to read on may hang."""
+        assert self.response is not None
+        return self.response.is_stream_consumed
+
+    def content(self) -> bytes | None:
+        """The body that the inner transport has read; None where it kept none, or it is over the limit."""
+        assert self.response is not None
+        try:
+            made = self.response.content
+        except RuntimeError:  # httpx's own for a stream whose content is gone
+            return None
+        return made if len(made) <= BYTES_NESTED_MAX else None
+
     def finished(self, info: PaymentInfo | None) -> tuple[httpx.Response, End | None]:
         """The answer for the client, and what its body must call at its end, where a payment waits for that."""
         assert self.response is not None

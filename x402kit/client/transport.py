@@ -101,6 +101,8 @@ class Driver:
 
     def _body(self, exchange: Exchange) -> bytes | None:
         assert exchange.response is not None
+        if exchange.is_read:
+            return exchange.content()
         stream: Any = exchange.response.stream
         head, rest = self._read(stream)
         exchange.response.stream = self._family.replay(head.chunks, rest, stream)
@@ -110,7 +112,8 @@ class Driver:
         response, exchange.response = exchange.response, None
         assert response is not None
         try:
-            self._read(response.stream)  # a short rest, so that the connection can be used again
+            if not response.is_stream_consumed:
+                self._read(response.stream)  # a short rest, so that the connection can be used again
         except self._family.transport_error:
             pass
         finally:
@@ -186,6 +189,8 @@ class AsyncDriver:
 
     async def _body(self, exchange: Exchange) -> bytes | None:
         assert exchange.response is not None
+        if exchange.is_read:
+            return exchange.content()
         stream: Any = exchange.response.stream
         head, rest = await self._read(stream)
         exchange.response.stream = self._family.async_replay(head.chunks, rest, stream)
@@ -195,7 +200,8 @@ class AsyncDriver:
         response, exchange.response = exchange.response, None
         assert response is not None
         try:
-            await self._read(response.stream)
+            if not response.is_stream_consumed:
+                await self._read(response.stream)
         except self._family.transport_error:
             pass
         finally:
