@@ -264,7 +264,8 @@ def test_M07_a_refusal_with_a_challenge_is_certain_and_one_without_is_not() -> N
     assert [row.state for row in careful.payments()] == ["unknown"]
 
 
-def test_one_challenge_is_not_signed_for_twice() -> None:
+def test_one_challenge_is_not_signed_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("x402kit.client.core.ASKS", 2)  # it waits longer before each
     seller, paying = Seller(), payer()
     seller.get(paying)
     seller.same = True  # and so the nonce would be the same
