@@ -150,7 +150,7 @@ class _Rounds:
 
     def row(self, what: str, floor: float) -> Row:
         ours, peer = (statistics.median(run.rate for run in runs) for runs in (self._ours, self._peer))
-        shown = f"{ours:,.0f}/s = {self.ratio():.1f} × {peer:,.0f}/s".replace(",", " ")
+        shown = f"{self.ratio():.2f} × ({ours:,.0f}/s beside {peer:,.0f}/s)".replace(",", " ")
         return Row(what, self.ratio(), shown, floor, ">=", " ×")
 
     def tail(self, what: str) -> Row:

@@ -161,5 +161,5 @@ async def measure(peer: Probe | None, rounds: int = ROUNDS) -> list[Row]:
     ]
     if peer is not None:
         times = seen.ratio("peer paid", "paid")
-        rows.append(Row("the same through the peer and its facilitator ÷ ours", times, f"{times:.1f} ×", 3, ">=", " ×"))
+        rows.append(Row("the same through the peer and its facilitator ÷ ours", times, f"{times:.2f} ×", 3, ">=", " ×"))
     return rows
