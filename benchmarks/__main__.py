@@ -81,11 +81,8 @@ def main() -> int:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     busy = load > _QUIET
     rows = asyncio.run(_run(arguments.only or list(PARTS), with_peer=not arguments.no_peer))
-    cores = os.cpu_count()
-    print(
-        f"\nPython {platform.python_version()}, {cores} cores; medians of rounds in turns. × is the median of the rounds'"
-    )
-    print("own ratios: of CPU times, and of calls a second where it stands beside such.")
+    print(f"\nPython {platform.python_version()}, {os.cpu_count()} cores; medians of rounds in turns.")
+    print("× is the median of the rounds' own ratios: of CPU times, or of calls a second where it stands beside such.")
     if busy:
         print(
             f"The machine had other work at the start (load {load:.1f}); what waits for disk or thread suffers by it."
