@@ -44,7 +44,7 @@ from tests.support.till import (
     usage,
     use,
 )
-from x402kit.asgi import delivery
+from x402kit.asgi import delivery, metering
 from x402kit.pricing import Call, Metered, Tokens, Usage
 from x402kit.protocols.x402 import decode_header
 
@@ -378,6 +378,22 @@ async def test_H05_what_is_no_sound_usage_is_estimated(till: Till, way: Way, par
     assert answer.body.startswith(TEXT) or parts[0] == usage(1)
     charged = (await till.ended(way)).charged
     assert charged == FIXED if not way.metered else 20 < charged < paid_for(way)
+
+
+async def test_H05_a_seller_hears_once_that_no_usage_came(
+    till: Till, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(metering, "_told", set())
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, TEXT)
+        await send(part(DONE, more=False))
+
+    till.playing.app = app
+    for way in (*WAYS, *WAYS):
+        await till.buy(way)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "x402kit.metering"]
+    assert "without a usage" in said
 
 
 async def test_H05_of_two_the_last_and_in_pieces_of_any_length(till: Till, way: Way) -> None:

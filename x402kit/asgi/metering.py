@@ -7,6 +7,7 @@ pricing/charge.py.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ __all__ = ["Metering"]
 _NOTHING: Final = Delivered()
 _EVENTS: Final = b"text/event-stream"
 _CLASSES: Final = ("input", "cached", "cache_write", "output", "reasoning")
+log = logging.getLogger("x402kit.metering")
+_told: Final[set[str]] = set()
 _CALLERS: Final = (End.COMPLETE, End.LEFT_MIDWAY)
 
 
@@ -104,6 +107,8 @@ class Metering:
             usage = usage or self._reader.usage()
             delivered = self._reader.delivered
         self._used = usage
+        if end is End.COMPLETE and usage is None:
+            _tell(paid.resource)
         return rate.atomic(charge(end, usage, delivered, quote))
 
     def kept(self, expected: Charged | None, body: bytes | None) -> bytes | None:
@@ -154,6 +159,13 @@ class Metering:
         if outcome.balance is not None:
             made[f"wallet_balance_after_{coin}"] = format_units(outcome.balance, decimals)
         return made
+
+
+def _tell(resource: str) -> None:
+    """Once for each: a seller who thinks that the usage is charged should know that it never came."""
+    if resource not in _told:
+        _told.add(resource)
+        log.warning("%s answered without a usage, and is charged by what its price says for that (missing=)", resource)
 
 
 def _kind(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
