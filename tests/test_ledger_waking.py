@@ -198,16 +198,18 @@ async def test_I12_who_asks_a_store_that_has_stopped_leaves_no_descriptor(tmp_pa
     assert descriptors() == before
 
 
-async def test_what_is_under_way_when_the_store_stops_is_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turns", range(1, 6), ids=lambda turns: f"after {turns} turns")
+async def test_what_is_under_way_when_the_store_stops_is_answered(tmp_path: Path, turns: int) -> None:
+    """Asked for, handed over, or executed by then."""
     before = descriptors()
     worker = Worker(lambda: sqlite3.connect(tmp_path / "w.db", isolation_level=None))
     worker.start()
     asked = [asyncio.ensure_future(ask(worker, 2)) for _ in range(20)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
     worker.stop()
     async with asyncio.timeout(5):
         for one in asked:
-            with pytest.raises(RailUnavailable):  # its second operation came after the stop, so its first was answered
+            with pytest.raises(RailUnavailable):  # its last operation came after the stop; none before it hangs
                 await one
     assert descriptors() == before

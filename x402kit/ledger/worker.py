@@ -101,7 +101,7 @@ class Worker:
         self._waiting: dict[asyncio.AbstractEventLoop, _Group] = {}
         self._wakings: dict[asyncio.AbstractEventLoop, Waking[_Answers]] = {}
         self._coming = threading.Lock()
-        """Loops of several threads come and go at once."""
+        """Loops of several threads come, hand over and go at once."""
         self._thread = threading.Thread(target=self._run, name="x402kit-store", daemon=True)
         self._started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._stopped = False
@@ -117,8 +117,9 @@ class Worker:
 
     def stop(self) -> None:
         """Finish what is queued and close. What comes later is told that the store is gone."""
-        self._stopped = True
-        self._queue.put(None)
+        with self._coming:
+            self._stopped = True
+            self._queue.put(None)
         self._thread.join()
         with self._coming:
             wakings = tuple(self._wakings.values())
@@ -179,10 +180,11 @@ class Worker:
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
         group = self._waiting.pop(loop)
-        if self._stopped:
-            _resolve([(future, None, RailUnavailable("store_unavailable")) for _, future, _ in _all(group)])
-        else:
-            self._queue.put(group)
+        with self._coming:  # what came behind the end would be read by nobody
+            if not self._stopped:
+                self._queue.put(group)
+                return
+        _resolve([(future, None, RailUnavailable("store_unavailable")) for _, future, _ in _all(group)])
 
     def _run(self) -> None:
         try:
