@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.commands import Result, on_terminal, run
-from tests.support.postgres import query
+from tests.support.postgres import PostgresServer, query
 from x402kit.cli import main
 from x402kit.errors import ConfigError, RailUnavailable
 from x402kit.ledger.open import store_of
@@ -289,8 +289,24 @@ def test_money_of_lightning_is_told_in_satoshi(tmp_path: Path) -> None:
 
 def test_a_database_out_of_reach_does_not_tell_its_password(ledger: Ledger) -> None:
     done = ledger("verify", "postgresql://me:hunter2@127.0.0.1:9/none")
+    assert (done.status, done.out) == (6, "")
+    assert "can't be reached: nobody listens there" in done.err
+    assert "hunter2" not in done.err
+
+
+@pytest.mark.parametrize(
+    "place", ["postgresql://me:hunter2@127.0.0.1:many/none", "postgresql://me:hunter2@127.0.0.1/none?speed=1"]
+)
+def test_a_databases_malformed_address_is_the_commands_fault(place: str, ledger: Ledger) -> None:
+    done = ledger("verify", place)
     assert (done.status, done.out) == (2, "")
     assert "hunter2" not in done.err
+
+
+def test_a_database_that_is_not_there_is_no_ledger(postgres: PostgresServer, ledger: Ledger) -> None:
+    done = ledger("verify", postgres.dsn("nothing"))
+    assert (done.status, done.out) == (2, "")
+    assert "there is no such database" in done.err
 
 
 def test_a_new_ledger_is_empty(tmp_path: Path, ledger: Ledger) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,10 +18,19 @@ import pytest
 
 from tests.support.postgres import LIMITED_ROLE, PostgresServer, query
 from tests.test_store import ALICE, FAR, hold, new_claim, settle
-from x402kit.errors import ConfigError, InsufficientBalance, PaymentUsed, ProofUsed, TooManyRequests
+from x402kit.errors import (
+    ConfigError,
+    InsufficientBalance,
+    LedgerUnreachable,
+    PaymentUsed,
+    ProofUsed,
+    RailUnavailable,
+    TooManyRequests,
+)
 from x402kit.ledger import postgres_base
 from x402kit.ledger.open import store_of
 from x402kit.ledger.postgres import PostgresStore
+from x402kit.ledger.postgres_reach import fault_of
 from x402kit.ledger.postgres_schema import LATEST, MIGRATIONS, Migration
 from x402kit.model import Account, Spend
 
@@ -288,6 +298,122 @@ async def test_I11_an_address_with_a_password_is_never_shown(
         PostgresStore("postgresql://a:sesame@h/d?unknown_option=1")
     assert "sesame" not in str(raised.value)
     assert "sesame" not in caplog.text
+
+
+ROLES = """
+    CREATE ROLE teller LOGIN PASSWORD 'right'; CREATE ROLE idle NOLOGIN; CREATE ROLE barred LOGIN;
+"""
+HBA = """
+    host all barred 127.0.0.1/32 reject
+    host all teller 127.0.0.1/32 scram-sha-256
+    host all all 127.0.0.1/32 trust
+"""
+
+
+@pytest.fixture(scope="module")
+def strict() -> Generator[PostgresServer]:
+    """A server that asks one role for its password, and does not let another in."""
+    with PostgresServer() as server:
+        query(server.dsn(), ROLES)
+        (server.data / "pg_hba.conf").write_text(HBA)
+        server.stop()
+        yield server.start()
+
+
+@pytest.mark.parametrize(
+    ("user", "database", "cause"),
+    [
+        ("postgres:sesame", "nothing", "there is no such database"),
+        ("teller:sesame", "postgres", "the password is wrong"),
+        ("teller", "postgres", "or there is none"),
+        ("ghost:sesame", "postgres", "there is no such role"),
+        ("idle:sesame", "postgres", "may not log in"),
+        ("barred:sesame", "postgres", "pg_hba.conf"),
+    ],
+)
+async def test_I11_a_start_that_is_refused_says_why_at_once_and_not_the_password(
+    strict: PostgresServer, user: str, database: str, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match="can't be opened") as raised:
+        await PostgresStore(strict.dsn(database, user)).start()
+    assert cause in str(raised.value)
+    assert type(raised.value) is ConfigError
+    assert time.monotonic() - started < 3  # a second try would fail as well
+    assert not {"sesame", user.partition(":")[0], str(strict.port)} & set(str(raised.value).split())
+    assert "sesame" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("place", "cause"),
+    [
+        ("127.0.0.1:1/x", "nobody listens there"),
+        ("localhost:1/x", "nobody listens there"),
+        ("no-such-host.invalid/x", "its host's name is not found"),
+    ],
+)
+async def test_I11_a_start_that_reaches_nobody_says_why_and_not_the_password(
+    place: str, cause: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def look_up(host: str, *arguments: Any, **options: Any) -> Any:
+        if host.endswith(".invalid"):  # no question leaves this machine
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(LedgerUnreachable) as raised:
+        await PostgresStore(f"postgresql://teller:sesame@{place}", busy_seconds=0.3).start()
+    assert str(raised.value) == f"the ledger's database can't be reached: {cause}"
+    assert "sesame" not in caplog.text
+
+
+async def test_a_start_beside_the_servers_own_waits_for_it() -> None:
+    with PostgresServer() as server:
+        store = PostgresStore(server.create())
+        server.stop()
+        starting = asyncio.create_task(store.start())
+        await asyncio.to_thread(server.start)
+        await starting
+        await store.close()
+
+
+async def test_a_server_that_goes_and_comes_is_told_of_once_each(caplog: pytest.LogCaptureFixture) -> None:
+    with PostgresServer() as server:
+        store = PostgresStore(server.create(), busy_seconds=0.5)
+        await store.start()
+        await asyncio.to_thread(server.stop)
+        for _ in range(3):
+            with pytest.raises(RailUnavailable):
+                await store.get("1")
+        await asyncio.to_thread(server.start)
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            with contextlib.suppress(RailUnavailable):
+                await store.get("1")
+                break
+        await store.close()
+    told = [record for record in caplog.records if record.name in ("x402kit.ledger", "psycopg.pool")]
+    warned = [record.getMessage() for record in told if record.levelno >= logging.WARNING]
+    assert warned == [
+        "the ledger's database can't be reached: nobody listens there; it is tried again",
+        "the ledger's database is reached again",
+    ]
+
+
+async def test_I11_a_host_that_can_not_be_one_is_no_crash() -> None:
+    with pytest.raises(ConfigError, match="can't be opened: its host's name") as raised:
+        await PostgresStore("postgresql://teller:sesame@db..example/x").start()
+    assert "sesame" not in str(raised.value)
+
+
+def test_a_state_of_postgresqls_own_goes_before_its_words() -> None:
+    assert fault_of(psycopg.errors.lookup("28P01")("der Kennwort-Test ging schief")).said.startswith("the password")
+    assert fault_of(psycopg.errors.lookup("57P03")("the password")).wrong is False
+    assert fault_of(psycopg.OperationalError("something else")).said == "the connection does not come about"
 
 
 def test_a_store_can_be_opened_in_another_loop(database: str) -> None:

@@ -3,6 +3,7 @@
     X402KitError
       ConfigError               the seller's or payer's set-up is wrong; raised at start
         MissingExtra            a rail's packages are not installed
+        LedgerUnreachable       a ledger's database that does not answer at the start
         NodeUnreachable         a Lightning node that does not answer at the start; it may be there later
         UnmatchedRule           a price names no route of the app (A10)
         Unguarded               a priced endpoint ran without the gate; it refuses
@@ -52,6 +53,7 @@ __all__ = [
     "HoldEnded",
     "IdempotencyMismatch",
     "InsufficientBalance",
+    "LedgerUnreachable",
     "LinkRefused",
     "MalformedPayment",
     "MissingExtra",
@@ -99,6 +101,10 @@ class MissingExtra(ConfigError):
     def __init__(self, extra: str, package: str) -> None:
         self.extra = extra
         super().__init__(f"{package} is missing; install it with: pip install 'x402kit-asgi[{extra}]'")
+
+
+class LedgerUnreachable(ConfigError):
+    """The ledger's database does not answer at the start: a wrong host or port, or it is down. Nothing was read."""
 
 
 class NodeUnreachable(ConfigError):

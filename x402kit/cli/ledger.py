@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import ConfigError, ServerError
+from ..errors import ConfigError, LedgerUnreachable, ServerError
 from ..ledger.open import store_of
 from ..ledger.port import Fault, Store
 from ..model import Account, Entry
@@ -30,7 +30,8 @@ _DESCRIPTION = """Read a seller's books, and mend its balances. It may run besid
   statement  the entries of one account, the last at the end
 
 LEDGER is a file or postgresql://…; without it X402KIT_LEDGER, or payments.db. On a terminal it writes for people, in a
-pipe or with --json, JSON. Status 0: fine; 1: faults found; 2: no such ledger; 6: out of reach or busy, ask again.
+pipe or with --json, JSON. Status 0: fine; 1: faults found; 2: no such ledger, or it can't be opened; 6: out of reach
+or busy, ask again.
 """
 _LEDGER: Final = "X402KIT_LEDGER"
 _ACCOUNT: Final = "a wallet's address, or network:address such as eip155:8453:0x…; of Lightning, a payment hash"
@@ -68,6 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
         return asyncio.run(_opened(store, arguments))
     except ServerError as e:
         error(f"the ledger did not answer: {e}")
+        return UNREACHABLE
+    except LedgerUnreachable as e:
+        error(str(e))
         return UNREACHABLE
 
 

@@ -15,5 +15,5 @@ TOO_DEAR: Final = 4
 UNKNOWN: Final = 5
 """A payment was shown and its outcome is not certain."""
 UNREACHABLE: Final = 6
-"""The ledger is there and does not answer, or is busy for too long; nothing is known of what it holds."""
+"""The ledger's database does not answer, or is busy for too long; nothing is known of what it holds."""
 INTERRUPTED: Final = 130

@@ -18,9 +18,10 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8Dumper
 from psycopg_pool import PoolTimeout
 
-from ..errors import ConfigError, RailUnavailable
+from ..errors import ConfigError, LedgerUnreachable, RailUnavailable
 from ..model import Account
 from .postgres_batch import Connection, Lane, Pool, Rows, unavailable
+from .postgres_reach import pool_options, reach
 from .postgres_schema import CLOCK, LATEST, MIGRATIONS, PREPARE, Migration
 
 __all__ = ["FREE", "Base"]
@@ -121,7 +122,11 @@ class Base:
         return self._lease_ms / 1000
 
     async def start(self) -> None:
-        """Connect and migrate. Raises ``ConfigError`` where that can't be; it never shows the address (I11)."""
+        """Connect and migrate.
+
+        Raises ``LedgerUnreachable`` where the database does not answer, ``ConfigError`` where it can't be used; neither
+        shows the address (I11).
+        """
         loop = asyncio.get_running_loop()
         if self._pool is not None:
             if self._loop is loop and os.getpid() == self._pid:
@@ -130,9 +135,9 @@ class Base:
             self._stop_beating()
         self._pid = os.getpid()
         self._loop = loop
+        await reach(self._conninfo, self._busy)
         pool: Pool = Pool(
-            kwargs={**self._conninfo, "autocommit": True},
-            connection_class=psycopg.AsyncConnection[TupleRow],
+            **pool_options(self._conninfo),
             min_size=1,
             max_size=self._lane_count + 2,
             timeout=self._busy,
@@ -147,8 +152,9 @@ class Base:
                 await _migrate(connection)
         except (PoolTimeout, psycopg.Error) as e:
             await pool.close()
-            what = "can't be reached" if isinstance(e, PoolTimeout) else f"can't be opened: {_said(e)}"
-            raise ConfigError(f"the ledger's database {what}") from None
+            if isinstance(e, PoolTimeout):
+                raise LedgerUnreachable("the ledger's database can't be reached: it went away, or is full") from None
+            raise ConfigError(f"the ledger's database can't be opened: {_said(e)}") from None
         except BaseException:
             await pool.close()
             raise
