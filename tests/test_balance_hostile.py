@@ -128,6 +128,51 @@ async def test_I6_a_fault_in_one_part_of_a_pass_keeps_no_other_from_its_work(led
         assert done == [1, 2]
 
 
+async def test_I11_a_store_out_of_reach_is_told_of_once_and_a_fault_of_ours_with_its_trace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fates: list[Exception | None] = [
+        *[RailUnavailable("store_unavailable")] * 4,
+        None,
+        None,
+        ValueError("a fault of ours"),
+        None,
+    ]
+    over = asyncio.Event()
+
+    async def work() -> None:
+        if not fates:
+            over.set()
+            return
+        fate = fates.pop(0)
+        if fate is not None:
+            raise fate
+
+    async with opened(str(tmp_path / "payments.db"), reconcile_seconds=3600) as till:
+        settler = Settler(till.store, [till.rail], every=0.01, also=(work,))
+        await settler.start()
+        await asyncio.wait_for(over.wait(), 20)
+        await settler.close()
+    told = [record for record in caplog.records if record.name == "x402kit.settlement"]
+    assert [(record.levelname, record.getMessage(), record.exc_info is not None) for record in told] == [
+        ("WARNING", "reconcile can't be done now: store_unavailable; it is tried again", False),
+        ("WARNING", "reconcile is done again", False),
+        ("ERROR", "reconcile failed", True),
+    ]
+
+
+async def test_I6_a_fault_of_ours_is_not_hidden_behind_a_store_out_of_reach(tmp_path: Path) -> None:
+    async def away() -> None:
+        raise RailUnavailable("store_unavailable")
+
+    async def faulty() -> None:
+        raise ValueError("a fault of ours")
+
+    async with opened(str(tmp_path / "payments.db"), reconcile_seconds=3600) as till:
+        with pytest.raises(ValueError, match="a fault of ours"):
+            await Settler(till.store, [till.rail], also=(away, faulty)).reconcile()
+
+
 @pytest.mark.parametrize("decimals", [6, 18])
 def test_a_shortfall_that_is_offered_can_be_asked_for(decimals: int) -> None:
     price = TopUp.of("$1", "$1000")

@@ -366,16 +366,16 @@ async def test_I01_a_node_that_hangs_keeps_no_challenge_of_the_other_rails_waiti
 
 
 async def test_I01_a_stream_that_breaks_is_listened_to_again(
-    lightning: LightningDevnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lightning: LightningDevnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(invoices, "_LISTEN_AGAIN", 0.05)
     broken: list[str] = []
     listened = WaryNode.subscribe
 
     async def subscribe(node: WaryNode) -> AsyncGenerator[str]:
-        if len(broken) < 2:
+        if len(broken) < 4:
             broken.append("off")
-            raise (RailUnavailable if len(broken) == 1 else RuntimeError)("the node is away")
+            raise (RuntimeError if len(broken) == 3 else RailUnavailable)("the_node_is_away")
         async for payment_hash in listened(node):
             yield payment_hash
 
@@ -388,7 +388,13 @@ async def test_I01_a_stream_that_breaks_is_listened_to_again(
                 break
         else:
             raise AssertionError("nobody listens any more")
-        assert len(broken) == 2
+        assert len(broken) == 4
+    told = [record for record in caplog.records if "listening" in record.getMessage()]
+    assert [(record.getMessage(), record.exc_info is not None) for record in told] == [
+        ("listening to the Lightning node can't be done now: the_node_is_away; it is tried again", False),
+        ("listening to the Lightning node failed", True),
+        ("listening to the Lightning node is done again", False),
+    ]
 
 
 async def test_L07_a_node_on_another_network_does_not_start(lightning: LightningDevnet, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ..networks.lightning import Lightning, Rate
 from ..protocols.encoding import dump_json, parse_object
 from .admission import UNSERVED_SECONDS
 from .recovery import commits_lost
+from .trouble import Trouble
 
 __all__ = ["WATCHER", "Invoices", "Offered", "Wanted", "claim_id", "rate_of"]
 
@@ -362,13 +363,15 @@ class Invoices:
 
     async def _watch(self) -> None:
         """What the node says by itself, so that a payment is known at once."""
+        trouble = Trouble(log, "listening to the Lightning node")
         while True:
             try:
                 async with contextlib.aclosing(self.rail.node.subscribe()) as told:
                     async for payment_hash in told:
+                        trouble.over()
                         await self._heard(payment_hash)
-            except RailUnavailable:
-                log.warning("the Lightning node tells nothing of itself now; it is asked again")
+            except RailUnavailable as e:
+                trouble.begins(e.reason)
             except Exception:  # the background border: ``check`` comes to what is not heard
                 log.exception("listening to the Lightning node failed")
             await asyncio.sleep(_LISTEN_AGAIN)

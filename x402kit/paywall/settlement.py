@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from ..errors import ConfigError, OutcomeUnknown, PaymentInProgress, RailUnavailable, ServerError
 from ..model import Authorization, Claim, Intent, Outcome, PaymentRequirements
 from ..networks.port import Rail
+from .trouble import Trouble
 
 __all__ = ["Settler"]
 
@@ -83,6 +84,7 @@ class Settler:
         self._settling: dict[asyncio.Future[Claim], asyncio.Task[None]] = {}
         self._releasing: set[asyncio.Task[None]] = set()
         self._timer: asyncio.Task[None] | None = None
+        self._stuck = Trouble(log, "reconciling each open claim")
 
     def rail_of(self, claim: Claim) -> Rail | None:
         """The rail that a claim was made on, or None when it is no longer configured."""
@@ -268,20 +270,25 @@ class Settler:
         """One pass over what is open and nobody works on. How many claims were looked at."""
         due = await self._store.due(int(time.time()))
         slots = asyncio.Semaphore(_AT_ONCE)
-        found = await asyncio.gather(*[self._try(claim, slots) for claim in due], return_exceptions=True)
+        stuck: list[str] = []
+        found = await asyncio.gather(*[self._try(claim, slots, stuck) for claim in due], return_exceptions=True)
+        if stuck:
+            self._stuck.begins(stuck[0])
+        elif due:
+            self._stuck.over()
         for work in self._also:  # what goes wrong with one must not keep the others from theirs
             found += await asyncio.gather(work(), return_exceptions=True)
-        for fault in found:
-            if fault is not None:
-                raise fault
+        # A fault of ours is not hidden behind a store or a node that is out of reach.
+        for fault in sorted(filter(None, found), key=lambda each: isinstance(each, ServerError)):
+            raise fault
         return len(due)
 
-    async def _try(self, claim: Claim, slots: asyncio.Semaphore) -> None:
+    async def _try(self, claim: Claim, slots: asyncio.Semaphore, stuck: list[str]) -> None:
         async with slots:
             try:
                 await self._reconcile(claim)
             except ServerError as e:
-                log.warning("claim %s can't be reconciled now: %s", claim.payment_id, e.reason)
+                stuck.append(f"{e.reason}, as for claim {claim.payment_id}")
 
     async def _reconcile(self, claim: Claim) -> None:
         if claim.state in ("settled", "served", "credited"):
@@ -340,9 +347,13 @@ class Settler:
             await self._store.note(claim.payment_id, final=1, reason="reversed")
 
     async def _run(self, looked: asyncio.Event) -> None:
+        trouble = Trouble(log, "reconcile")
         while True:
             try:
                 await self.reconcile()
+                trouble.over()
+            except ServerError as e:  # a store or a node out of reach: no fault of ours
+                trouble.begins(e.reason)
             except Exception:  # the background border: one bad pass must not end all later ones
                 with contextlib.suppress(Exception):  # nor must a log that fails (I11)
                     log.exception("reconcile failed")
