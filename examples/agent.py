@@ -2,8 +2,9 @@
 
     X402KIT_EVM_KEY=0x… python examples/agent.py http://127.0.0.1:8000 [budget a day, e.g. '$0.05']
 
-It calls examples/inference.py. What it signs is written down in agent.db first: killed and started again, it knows
-what it paid today, and a payment or a call whose answer was lost is made again as the same one.
+It calls examples/inference.py, served at that very address, as X402KIT_ORIGIN there must say. What it signs is written
+down in agent.db first: killed and started again, it knows what it paid today, and a payment or a call whose answer was
+lost is made again as the same one.
 """
 
 from __future__ import annotations
@@ -83,6 +84,9 @@ def dollars(amount: int) -> str:
 
 
 def main() -> int:
+    if len(sys.argv) not in (2, 3) or not os.environ.get("X402KIT_EVM_KEY"):
+        print(f"usage: X402KIT_EVM_KEY=0x… {sys.argv[0]} URL [BUDGET]", file=sys.stderr)
+        return 2
     base_url, budget = sys.argv[1].rstrip("/"), sys.argv[2] if len(sys.argv) > 2 else "$0.05"
     agent = Agent(base_url, os.environ["X402KIT_EVM_KEY"], budget)
     try:

@@ -1,10 +1,12 @@
 """An inference service with prices: chat completions like OpenAI's, images by polling, the weather, a list of models.
 
-    uvicorn examples.inference:app
+    x402kit devnet                        # in another shell; the lines that it prints for a seller go into this one
+    uvicorn examples.inference:app        # at http://127.0.0.1:8000, as X402KIT_ORIGIN says; the two must agree
 
 Each call is paid for by itself, or from a prepaid balance that is topped up at /v1/x402 (by Venice's clients at
-/api/v1/x402). The set-up comes from the X402KIT_* variables (x402kit/settings.py); `x402kit devnet` prints them for a
-local chain. The prices stand in models.toml and on the endpoints; the rest is what the service would be without them.
+/api/v1/x402). The set-up comes from the X402KIT_* variables (x402kit/settings.py). A balance is spent with wallet
+proofs, which are checked against X402KIT_ORIGIN: without it they are refused. The prices stand in models.toml and on
+the endpoints; the rest is what the service would be without them.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from x402kit import Paywall
+from x402kit.errors import ConfigError
 from x402kit.networks import Base
 
 
@@ -16,11 +17,14 @@ def variable(name: str) -> str:
     return os.environ.get(name) or sys.exit(f"{name} is not set")
 
 
-base = Base(
-    pay_to=variable("X402KIT_EVM_PAY_TO"),  # who gets the money
-    key=variable("X402KIT_EVM_KEY"),  # the wallet that sends the transfers and pays their gas
-    rpc=variable("X402KIT_EVM_RPC_URL"),  # a node
-)
+try:
+    base = Base(
+        pay_to=variable("X402KIT_EVM_PAY_TO"),  # who gets the money
+        key=variable("X402KIT_EVM_KEY"),  # the wallet that sends the transfers and pays their gas
+        rpc=variable("X402KIT_EVM_RPC_URL"),  # a node
+    )
+except ConfigError as e:
+    sys.exit(f"X402KIT_EVM_…: {e}")
 paywall = Paywall(
     accepts=[base],
     ledger="payments.db",

@@ -74,6 +74,9 @@ def test_devnet_on_a_terminal_is_for_people() -> None:
     assert f"1 payer      {ADDRESS}  1000.000000 USDC" in text
     assert f"export X402KIT_EVM_KEY={KEY}" in text
     assert "export X402KIT_SVM_PAY_TO=" in text
+    assert "rm -f payments.db*" in text
+    sells = text.partition("For a seller:")[2].partition("For a payer")[0]
+    assert "X402KIT_ENV=devnet X402KIT_ORIGIN=http://127.0.0.1:8000" in sells  # uvicorn's own place
     assert "http://127.0.0.1:" in text
     assert "{" not in text
 

@@ -319,6 +319,13 @@ def test_the_exit_status_says_whether_something_is_wrong(capsys: pytest.CaptureF
 # URLs
 
 
+def sign_in(domain: str) -> Response:
+    """A 402 whose challenge for a wallet proof is for that domain."""
+    extensions = {"sign-in-with-x": {"info": {"domain": domain, "uri": f"http://{domain}/signs"}}}
+    header = encode_header(challenge(entry(), extensions=extensions))
+    return Response(b"", 402, {"payment-required": header, "cache-control": "no-store"})
+
+
 class Shop:
     """Answers with what the path names."""
 
@@ -340,6 +347,9 @@ class Shop:
             "/json": Response('{"detail": "pay"}', 402, store),
             "/big": Response("{" + "x" * 200_000, 402, store),
             "/free": Response("free"),
+            "/signs": sign_in(request.headers["host"]),
+            "/elsewhere": sign_in("shop.example"),
+            "/odd": Response(b"", 402, {**store, "payment-required": encode_header(challenge(entry(), extensions=[]))}),
         }
         if request.method == "POST":
             assert (await request.body(), request.headers["x-a"], request.headers["content-type"]) == (
@@ -375,6 +385,9 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Jso
         ("/json", ["kind_unknown", "no_challenge"]),
         ("/big", ["no_challenge"]),
         ("/free", ["not_402"]),
+        ("/signs", []),
+        ("/elsewhere", ["proof_domain"]),
+        ("/odd", []),
     ],
 )
 def test_a_url_is_asked_once_without_a_payment(

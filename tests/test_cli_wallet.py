@@ -108,8 +108,16 @@ def test_1_where_there_is_no_wallet_service(shop: PrepaidShop, command: Command)
 def test_1_where_there_are_no_withdrawals(shop: PrepaidShop, command: Command) -> None:
     done = command("wallet", shop.wallet, "withdraw")
     assert (done.status, done.out) == (1, "")
-    assert "there are no withdrawals at this URL: " in json.loads(done.err)["message"]
-    assert "404: not-found (" in json.loads(done.err)["message"]
+    assert json.loads(done.err)["message"] == "this seller does not offer withdrawals (404: not-found)"
+    elsewhere = command("wallet", shop.url + "/nowhere", "withdraw")
+    assert "there are no withdrawals at this URL: " in json.loads(elsewhere.err)["message"]
+
+
+def test_1_a_top_up_below_the_least_names_the_least(shop: PrepaidShop, command: Command) -> None:
+    done = command("wallet", shop.wallet, "top-up", "0.001")
+    assert (done.status, done.out, shop.rail.settled) == (1, "", 0)
+    assert "a top-up is from $0.01 to $" in json.loads(done.err)["message"]
+    assert "priced" not in json.loads(done.err)["message"]
 
 
 @pytest.mark.parametrize(

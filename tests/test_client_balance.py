@@ -562,9 +562,27 @@ def test_F01_a_refused_proof_is_followed_by_one_new_one(shop: PrepaidShop, refus
 def test_two_refused_proofs_are_an_error_and_no_payment(shop: PrepaidShop) -> None:
     paying = prepaid(shop)
     shop.faults["/goods"] = [problem(401, "proof-refused")] * 2
-    with pytest.raises(ProofNotAccepted, match="401"):
+    with pytest.raises(ProofNotAccepted, match=r"status 401: proof-refused \[payment"):
         call(paying, "httpx", shop.url + "/goods")
     assert (len(shop.seen), [row.state for row in paying.balance_calls()]) == (2, ["refused"])
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"title": "proof-refused", "reason": "invalid_siwx_expired"}, r"status 401: invalid_siwx_expired \[payment"),
+        ({"title": "proof-refused", "reason": "invalid_siwx_\x1b[2J" + "x" * 200}, r"invalid_siwx_\[2Jx{83} \[payment"),
+        ({"title": "proof-refused", "reason": "\x1b"}, r"no reason that can be read \[payment"),
+        ({"title": "proof-refused", "reason": 7}, r"status 401: proof-refused \[payment"),
+        ({"code": "X402_SIGN_IN_EXPIRED", "error": "words"}, r"status 401: X402_SIGN_IN_EXPIRED \[payment"),
+        ({"reason": "invalid_siwx_domain_mismatch"}, "domain_mismatch; it does not know itself as http://127.0.0.1:"),
+    ],
+)
+def test_a_refused_proof_is_told_with_the_servers_reason(shop: PrepaidShop, said: Any, told: str) -> None:
+    paying = prepaid(shop)
+    shop.faults["/goods"] = [JSONResponse(said, 401)] * 2
+    with pytest.raises(ProofNotAccepted, match=told):
+        call(paying, "httpx", shop.url + "/goods")
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -607,6 +607,30 @@ def test_the_weathers_client_says_what_to_set() -> None:
     assert said == "X402KIT_EVM_KEY is not set\n"
 
 
+def test_a_key_that_is_none_is_told_in_a_line(chain: EvmDevnet, tmp_path: Path) -> None:
+    env = {**seller_of(chain, tmp_path / "unused.db"), "X402KIT_EVM_KEY": "0xkey"}
+    said = failed("-m", "uvicorn", "examples.weather_server:app", "--app-dir", str(ROOT), env=env)
+    assert re.fullmatch(r"X402KIT_EVM_…: key is .*\n", said)
+    client = str(ROOT / "examples" / "weather_client.py")
+    said = failed(client, "http://127.0.0.1:8000/weather", env={"X402KIT_EVM_KEY": "0xkey"})
+    assert re.fullmatch(r"X402KIT_EVM_KEY: evm_key is .*\n", said)
+
+
+@pytest.mark.parametrize("name", ["weather_client.py", "agent.py"])
+def test_2_without_an_argument_there_is_a_line_of_usage(name: str) -> None:
+    done = script(name, env={"X402KIT_EVM_KEY": "0x" + "11" * 32}, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"usage: .* URL.*\n", done.stderr)
+
+
+def test_without_an_origin_the_agent_is_told_why_it_can_not_spend(chain: EvmDevnet, tmp_path: Path) -> None:
+    env = {**seller_of(chain, tmp_path / "payments.db"), "X402KIT_ORIGIN": ""}
+    with served("examples.inference:app", env) as url:
+        done = script("agent.py", url, env={"X402KIT_EVM_KEY": chain.accounts[4].private_key}, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"invalid_siwx_domain_mismatch; it does not know itself as {url}" in done.stdout
+
+
 def failed(*arguments: str, env: dict[str, str]) -> str:
     """What a program says that can't start."""
     done = subprocess.run(

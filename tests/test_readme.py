@@ -67,6 +67,11 @@ def test_the_server_and_the_client_run_as_printed(chain: EvmDevnet, tmp_path: Pa
     assert chain.balance_of(seller.address) - before == 1_010_000
 
 
+def test_a_new_chains_ledger_is_told_of_beside_it() -> None:
+    lines = README.partition("\nx402kit devnet")[2].splitlines()
+    assert lines[1].startswith("rm -f payments.db*")
+
+
 def test_the_examples_are_the_readmes() -> None:
     """But for their docstrings, so that neither can drift from the other."""
     for name, text in zip(("weather_server.py", "weather_client.py"), blocks(), strict=True):

@@ -20,12 +20,14 @@ from starlette.routing import Mount, Route
 
 from x402kit.errors import ConfigError
 from x402kit.model import Account, Json
+from x402kit.money import Usd, usd
+from x402kit.pricing import Call
 from x402kit.protocols.x402 import decode_header
 
 from .support.asking import ORIGIN, Answer, Shop, ask, opened
 from .support.payments import KEY, PAYER, pay
 from .support.rails import NETWORK, USDC, OfflineRail
-from .support.wallet_proofs import Wallet, evm_wallet, header, katana, solana_wallet, standard
+from .support.wallet_proofs import Wallet, evm_wallet, header, katana, solana_wallet, standard, venice
 
 OWNER = evm_wallet(KEY)
 ACCOUNT = Account.of(NETWORK, USDC.address, PAYER)
@@ -113,6 +115,33 @@ async def top_up(shop: Shop, amount: str = "1.00", **terms: Any) -> Answer:
 
 
 # Where it stands
+
+
+async def test_without_an_origin_it_is_said_once_at_the_start_what_to_set(caplog: pytest.LogCaptureFixture) -> None:
+    for origin, times in (("", 1), (ORIGIN, 0)):
+        caplog.clear()
+        async with opened(origin=origin) as shop:
+            shop.open(starlette(shop.paywall.wallet_service()))
+            assert (await shop.ask("GET", "/v1/x402/")).status == (await shop.ask("GET", "/v1/x402/")).status == 200
+            signed = venice(OWNER, time.time(), domain=ORIGIN.partition("://")[2], uri=ORIGIN + BALANCE)
+            said = await shop.ask("GET", BALANCE, {"SIGN-IN-WITH-X": header(signed).decode()})
+        assert said.status == (401 if times else 200)  # which is what is warned of
+        warned = [each.getMessage() for each in caplog.records if "no origin is set" in each.getMessage()]
+        assert len(warned) == times
+        assert all("X402KIT_ORIGIN" in text for text in warned)
+
+
+@pytest.mark.parametrize(("metered", "warns"), [(True, True), (False, False)])
+async def test_without_an_origin_metered_prices_are_warned_of_too(
+    caplog: pytest.LogCaptureFixture, metered: bool, warns: bool
+) -> None:
+    async def dynamic(call: Call) -> Usd:
+        return usd("$0.01")
+
+    async with opened(origin="") as shop:
+        shop.open(goods_app, {"/": {"price": dynamic, "metered": metered}})
+        assert (await shop.ask("GET", "/")).status == 402
+    assert ("no origin is set" in caplog.text) is warns
 
 
 @pytest.mark.parametrize("app", APPS)
@@ -351,6 +380,7 @@ async def test_an_amount_lies_within_the_bounds(shop: Shop, amount: str, fits: b
         assert int(said.entry["amount"]) == int(float(amount) * 1_000_000)
     else:
         assert (said.status, said.json()["reason"]) == (400, "amount_out_of_range")
+        assert "a top-up is from $0.50 to $100" in said.json()["detail"]
 
 
 async def test_K01_a_large_body_is_refused(shop: Shop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,9 +53,16 @@ from .wallet_venice import Venice
 
 __all__ = ["Paywall"]
 
+log = logging.getLogger("x402kit.gate")
 F = TypeVar("F", bound=Callable[..., Any])
 _POLL_SECONDS: Final = 0.02
 _JOB_WAIT_SECONDS: Final = 1.0
+_NO_ORIGIN: Final = (
+    "no origin is set: payments and top-ups are taken, but a balance can't be spent with a sign-in proof (x402's, "
+    "Venice's, this library's payer's: 401 invalid_siwx_domain_mismatch), for such a proof is checked against the "
+    "origin; only proofs in Katana's form are good. Set origin=, with Settings X402KIT_ORIGIN, to the address as "
+    "callers write it, such as https://api.example.com or http://127.0.0.1:8000"
+)
 _SHAPES: Final[dict[str, type[Shape]]] = {"katana": Katana, "venice": Venice}
 _TOP_UP: Final = frozenset(("credits", "canonical", "amounts"))
 
@@ -112,6 +120,7 @@ class Paywall:
         self._strict = strict
         self._drain_seconds = drain_seconds
         self._marks: list[Resource] = []
+        self._keeps_balances = False
         self._gates: list[Gate] = []
         self.running = False
         self.serving = Serving()
@@ -156,6 +165,7 @@ class Paywall:
         known = {rail.network for rail in (*self.rails, self.lightning) if rail is not None}
         if not known.issuperset(made.networks):
             raise ConfigError(f"{name}: the paywall has no rail on some of {', '.join(made.networks)} (CAIP-2)")
+        self._keeps_balances |= made.metered  # what a metered call leaves over is balance
         return made
 
     def protect(self, app: ASGIApp, prices: Mapping[str, Any] | None = None) -> Gate:
@@ -189,6 +199,8 @@ class Paywall:
             await self._open()
             self._started_in = loop
             self.running = True
+            if self._keeps_balances and self.rails and not self.origin:
+                log.warning(_NO_ORIGIN)
 
     async def _open(self) -> None:
         await self.store.start()
@@ -257,6 +269,7 @@ class Paywall:
         price = TopUp.of(minimum, maximum, any_amount=shape.any_amount)
         made = WalletService(self, shape, price, withdraw=withdraw)
         self._marks.append(made.resource)
+        self._keeps_balances = True
         return made
 
     def sign_in(self, url: str) -> Answer:

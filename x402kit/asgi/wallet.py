@@ -37,7 +37,7 @@ from .answers import Answer
 from .body import Disconnected, read_body
 from .call import PaidCall
 from .marks import mark
-from .wallet_price import TopUp
+from .wallet_price import AmountOutOfRange, TopUp
 from .wallet_shapes import Shape, Where, json_answer
 
 __all__ = ["Bank", "WalletService"]
@@ -177,7 +177,7 @@ class WalletService:
         except ValueError as e:
             raise BadRequest("invalid_amount", detail='the body is {"amount_usdc": "1.00"}, or none for all') from e
         if amount is not None and amount < self.price.minimum.atomic(asset.decimals):
-            raise BadRequest("amount_out_of_range", detail=f"at least {self.price.minimum}, or all")
+            raise AmountOutOfRange(f"a withdrawal is at least {self.price.minimum}, or all")
         return amount
 
     async def _proven(self, request: Request, *, fresh: bool = False) -> Proven:

@@ -10,9 +10,18 @@ from ..money import Usd, parse_units, usd
 from ..pricing import Call, Quote
 from ..protocols.encoding import parse_object
 
-__all__ = ["TopUp"]
+__all__ = ["AmountOutOfRange", "TopUp"]
 
 _DECIMALS = 6
+
+
+class AmountOutOfRange(BadRequest):
+    """``detail`` says the bounds, which are no secret."""
+
+    hint = "The amount is outside of what this wallet service takes. Nothing was settled."
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("amount_out_of_range", detail=detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +58,7 @@ class TopUp:
             raise BadRequest("invalid_amount", detail='the body is {"amount_usdc": "1.00"}') from e
         wanted = Usd(Decimal(units).scaleb(-_DECIMALS))
         if not self.minimum <= wanted <= self.maximum:
-            raise BadRequest("amount_out_of_range", detail=f"from {self.minimum} to {self.maximum}")
+            raise AmountOutOfRange(f"a top-up is from {self.minimum} to {self.maximum}")
         return wanted
 
     def canonical(self, body: bytes) -> bytes:

@@ -32,6 +32,10 @@ _BTC_USD: Final = "100000"
 """What a bitcoin counts in the lines that are printed: any price does on this machine."""
 
 
+_ORIGIN: Final = "http://127.0.0.1:8000"
+"""Where uvicorn listens unless told otherwise: wallet proofs are good for the seller's origin only."""
+
+
 class _Stopped(BaseException):
     """A signal asked us to end. No ``Exception``: nothing may swallow it."""
 
@@ -114,7 +118,7 @@ def _show(evm: EvmDevnet, svm: SvmDevnet | None, lightning: LightningDevnet | No
     print(f"{bold('EVM')}  {evm.rpc_url}  chain {evm.chain_id} (eip155:{evm.chain_id})")
     _accounts(evm.usdc, [(each.address, each.private_key, evm.balance_of(each.address)) for each in evm.accounts])
     seller, payer = evm.accounts[:2]
-    sells = [f"ENV=devnet X402KIT_EVM_RPC_URL={evm.rpc_url}"]
+    sells = [f"ENV=devnet X402KIT_ORIGIN={_ORIGIN}", f"EVM_RPC_URL={evm.rpc_url}"]
     sells += [f"EVM_PAY_TO={seller.address}", f"EVM_KEY={seller.private_key}"]
     pays = [f"EVM_KEY={payer.private_key}"]
     if svm is not None:
@@ -131,7 +135,8 @@ def _show(evm: EvmDevnet, svm: SvmDevnet | None, lightning: LightningDevnet | No
         print(f"\n{who}" if variables is sells else who)
         for each in variables:
             print(f"  export X402KIT_{each}")
-    print(f"\n{dim('The keys are public and worth nothing. Ctrl-C stops the chains.')}", flush=True)
+    print(f"\n{dim('X402KIT_ORIGIN: as callers write the seller. A new chain needs a new ledger: rm -f payments.db*')}")
+    print(f"{dim('The keys are public and worth nothing. Ctrl-C stops the chains.')}", flush=True)
 
 
 def _variables(url: str, macaroon: str) -> list[str]:

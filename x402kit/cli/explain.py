@@ -8,10 +8,11 @@ from ..model import VALID_FOR_MAX, VALID_FOR_MIN, Json, PaymentRequirements
 from ..money import Asset, parse_units
 from ..networks.assets import DEFAULTS, TESTNETS, find_asset
 from ..protocols import x402
+from ..protocols.siwx import EXTENSION
 from .explain_svm import known_asset, look_at_offer
 from .report import Report, amount_text, network_text
 
-__all__ = ["explain_challenge", "explain_receipt"]
+__all__ = ["explain_challenge", "explain_receipt", "explain_sign_in"]
 
 
 def explain_challenge(obj: Json, report: Report) -> None:
@@ -28,6 +29,17 @@ def explain_challenge(obj: Json, report: Report) -> None:
     offers = [_offer(f"offer {n}", entry, version, report) for n, entry in enumerate(entries, 1)]
     if len({offer.network in TESTNETS for offer in offers if offer}) > 1:
         report.problem("mixed_networks", "some offers take real money, others test money")
+
+
+def explain_sign_in(obj: Json, host: str, report: Report) -> None:
+    """Whether a 402's challenge for a wallet proof is for the host (with its port) that it came from."""
+    info: Any = obj.get("extensions")
+    for name in (EXTENSION, "info"):
+        info = info.get(name) if isinstance(info, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # JSON
+    domain: Any = info.get("domain") if isinstance(info, dict) else host  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # JSON
+    if domain != host:
+        detail = f"the challenge for a wallet proof is for {domain!r}, not for {host!r}: no payer answers it, and no"
+        report.problem("proof_domain", f"{detail} balance can be spent here; the seller's origin is another")
 
 
 def _resource(obj: Json, report: Report) -> None:

@@ -13,7 +13,7 @@ import httpx
 
 from ..model import BYTES_NESTED_MAX, Json
 from ..protocols import x402
-from .explain import explain_challenge, explain_receipt
+from .explain import explain_challenge, explain_receipt, explain_sign_in
 from .explain_auth import asks_for_payment, explain_auth
 from .explain_payment import explain_payment
 from .output import bold, dim, error, green, plain, red, wants_json, write_json
@@ -120,6 +120,8 @@ def _answered(answer: httpx.Response, report: Report) -> None:
     lines = answer.headers.get_list("WWW-Authenticate")
     body = _body(answer)
     found = _x402_offers(header, body, report, alone=not asks_for_payment(lines))
+    if found:
+        explain_sign_in(report.decoded, answer.request.url.netloc.decode("ascii"), report)
     if asks_for_payment(lines):
         _challenged(lines, report)
     elif not found:

@@ -36,6 +36,7 @@ x402kit pay.
 """
 _COUNT: Final = 20
 _NOT_FOUND: Final = 404
+_NO_SUCH_PLACE: Final = "not-found"
 
 
 def add(commands: Any) -> None:
@@ -136,6 +137,8 @@ def _withdraw(wallet: PrepaidWallet, arguments: argparse.Namespace, as_json: boo
     except WalletServiceError as e:
         if e.status != _NOT_FOUND:
             raise
+        if e.code == _NO_SUCH_PLACE:  # a wallet service said so, and not another server
+            raise PayerError(f"this seller does not offer withdrawals ({_NOT_FOUND}: {e.code})") from e
         raise PayerError(f"there are no withdrawals at this URL: {e}") from e
     if as_json:
         write_json(_digits(asdict(made)))

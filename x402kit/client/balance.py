@@ -43,6 +43,7 @@ Balance = Literal["off", "first", "only"]
 _AGAIN: Final = frozenset((500, 502, 503, 504))
 WAIT_MAX: Final = 10.0
 """Seconds; a longer Retry-After is not waited for here."""
+_ELSEWHERE: Final = ("invalid_siwx_domain_mismatch", "invalid_siwx_uri_mismatch")
 KEY: Final = "Idempotency-Key"
 KEY_MAX: Final = 255
 
@@ -197,9 +198,9 @@ class FromBalance:
             headers = {SIGN_IN_WITH_X: proof} | ({KEY: call.key} if call.key else {})
             self._sent = True
             result: Answer | Lost = yield Send(headers)
-            if (yield from self._is_refusal(result)):
+            if reason := (yield from self._refusal(result)):
                 refusals += 1
-                yield from self._refused(call, result, refusals)
+                yield from self._refused(call, result, refusals, reason)
                 continue
             again = isinstance(result, Lost) or _is_again(result)
             self._doubt |= result.sent if isinstance(result, Lost) else again
@@ -221,21 +222,25 @@ class FromBalance:
         nonce = call.key if target.proves and call.key else setup.random()
         return lambda: proofs.own_proof(setup.wallets, target, self._network, now, nonce)
 
-    def _is_refusal(self, result: Answer | Lost) -> Generator[Step, Any, bool]:
+    def _refusal(self, result: Answer | Lost) -> Generator[Step, Any, str]:
+        """Why the proof was refused; empty for another answer."""
         if isinstance(result, Lost) or result.status not in (401, 403) or not says_json(result.headers):
-            return False
+            return ""
         body: bytes | None = yield Body()
-        return proofs.is_refusal(body)
+        return proofs.refusal(body)
 
-    def _refused(self, call: BalanceCall, result: Answer | Lost, refusals: int) -> Generator[Step, Any, None]:
+    def _refused(
+        self, call: BalanceCall, result: Answer | Lost, refusals: int, reason: str
+    ) -> Generator[Step, Any, None]:
         """Make ready for one new proof, by the server's clock. Raises ``ProofNotAccepted`` after the second."""
         assert isinstance(result, Answer)
         yield Drop()
         if refusals > 1:
             yield from self._end("cooling" if self._doubt else "refused", "the proof was refused")
-            raise ProofNotAccepted(
-                f"the server refused two wallet proofs, the last with status {result.status}", reference=call.reference
-            )
+            told = f"the server refused two wallet proofs, the last with status {result.status}: {reason}"
+            if reason in _ELSEWHERE:
+                told += f"; it does not know itself as {self._target.origin}, or has no origin set"
+            raise ProofNotAccepted(told, reference=call.reference)
         theirs = proofs.server_time(result.headers)
         if theirs is not None:
             self._setup.sellers.learn(self._target.origin, skew=theirs - self._setup.now())

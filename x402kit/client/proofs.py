@@ -22,12 +22,13 @@ from ..protocols.x402 import encode_header
 from .policy import Target
 from .wallets import Wallets
 
-__all__ = ["LIFE", "SignInChallenge", "find_challenge", "has_proof", "is_refusal", "own_proof", "server_time"]
+__all__ = ["LIFE", "SignInChallenge", "find_challenge", "has_proof", "own_proof", "refusal", "server_time"]
 
 LIFE: Final = 300
 """Seconds that a proof of ours lives."""
 STATEMENT: Final = "Sign in to use a prepaid balance."
 _URI_MAX: Final = 1024
+_REASON_MAX: Final = 100
 _PROOF_NAMES: Final = frozenset(name.decode() for name in PROOF_HEADERS)
 _REFUSALS: Final = ("proof-refused", "proof-used", "invalid_siwx", "X402_SIGN_IN_")
 
@@ -118,14 +119,17 @@ def has_proof(names: Mapping[str, str]) -> bool:
     return any(name in names for name in _PROOF_NAMES)
 
 
-def is_refusal(body: bytes | None) -> bool:
-    """Whether a 401 or 403 is about the proof (ours: proof-refused, proof-used; Venice's codes), and not the app's."""
+def refusal(body: bytes | None) -> str:
+    """Why a 401 or 403 refuses the proof (ours: proof-refused, proof-used; Venice's codes); empty for the app's own."""
     try:
         said = parse_object(body or b"", floats=True)
     except ValueError:
-        return False
-    words = (said.get(name) for name in ("title", "reason", "code", "error"))
-    return any(isinstance(word, str) and word.startswith(_REFUSALS) for word in words)
+        return ""
+    found = (said.get(name) for name in ("reason", "code", "error", "title"))
+    words = [word for word in found if isinstance(word, str) and word]
+    if not any(word.startswith(_REFUSALS) for word in words):
+        return ""
+    return "".join(char for char in words[0][:_REASON_MAX] if char.isprintable()) or "no reason that can be read"
 
 
 def server_time(headers: Mapping[str, str]) -> int | None:
