@@ -327,6 +327,27 @@ def test_pay_5_whatever_leaves_the_outcome_open(seller: PaidServer, pay: Paying,
     assert len({seen.payment for seen in seller.paid}) == 1
 
 
+@pytest.mark.parametrize(
+    ("actions", "known"),
+    [
+        (["unsent"] * 3, "the seller says that nothing was sent"),
+        (["proxy"] * 3, "what became of the payment is not known"),
+        (["502", "unsent", "unsent"], "what became of the payment is not known"),
+        (["drop", "unsent", "unsent"], "what became of the payment is not known"),
+    ],
+)
+def test_M02_pay_5_says_that_nothing_was_sent_where_every_answer_was_the_sellers_own(
+    seller: PaidServer, pay: Paying, actions: list[str], known: str
+) -> None:
+    seller.script["/v2/down"] = actions
+    done = pay("/v2/down")
+    assert (done.status, said(done)["error"]) == (5, "outcome_unknown")
+    assert said(done)["message"] == f"status 503, and {known}; the same command shows the same payment again"
+    assert pay("/v2/down").status == 0  # it was kept, and is good
+    assert len(seller.settled) == 1
+    assert len({seen.payment for seen in seller.paid}) == 1
+
+
 def test_M12_pay_5_when_interrupted_while_it_pays(seller: PaidServer, pay: Paying) -> None:
     seller.script["/v2/slow"] = ["wait"]
     with started(*pay.arguments("/v2/slow"), env=pay.env) as process:

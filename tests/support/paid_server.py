@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from tests.support.serving import serving as serving_app
-from x402kit.errors import ServerError
+from x402kit.errors import RailUnavailable, ServerError
 from x402kit.model import Json, PaymentRequirements, SettlementResponse
 from x402kit.networks import evm
 from x402kit.networks.assets import DEFAULTS
@@ -179,6 +179,10 @@ class _Answering:
         elif action in ("503", "409", "404", "403"):
             headers = [("retry-after", "0")] if action in ("503", "409") else []
             await self.reply(int(action), action.encode(), headers)
+        elif action in ("unsent", "proxy"):  # our own 503, and one of whoever stands in between
+            title, kind = (RailUnavailable.code, "problem+json") if action == "unsent" else ("down", "json")
+            problem = json.dumps({"title": title, "status": 503}).encode()
+            await self.reply(503, problem, [("retry-after", "0"), ("content-type", f"application/{kind}")])
         else:
             replayed = key in self.server.settled
             self.server.settled.setdefault(key, self.seen.path)

@@ -7,11 +7,12 @@ import contextlib
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import httpx
 
 from ..client import Payer, PayerError, PaymentInfo, payment_of
+from ..client.receipts import is_unavailable
 from ..model import Json
 from ..networks.lightning_port import is_lightning
 from .keys import add_keys, add_lightning, dollars, journal_path, limits_of, read_wallets
@@ -39,6 +40,7 @@ Exit status:
   4  too dear: more than --max-amount or --max-per-day; nothing was signed
   5  the payment was shown, and it is open what became of it: run the same command again
 """
+_PROBLEM_MAX: Final = 4096
 
 
 def add(commands: Any) -> None:
@@ -110,18 +112,18 @@ def _exchange(payer: Payer, arguments: argparse.Namespace, words: bool) -> int:
     ):
         if arguments.include:
             out.write(_head(answer))
-        last = b""
+        last, told = b"", b""
         for chunk in answer.iter_bytes():
             out.write(chunk)
             out.flush()
-            last = chunk
+            last, told = chunk, (told + chunk)[: _PROBLEM_MAX + 1]
         if last and not last.endswith(b"\n") and out.isatty():
             out.write(b"\n")
             out.flush()
-    return _status(payer, answer, words)
+    return _status(payer, answer, told, words)
 
 
-def _status(payer: Payer, answer: httpx.Response, words: bool) -> int:
+def _status(payer: Payer, answer: httpx.Response, told: bytes, words: bool) -> int:
     """What the journal knows of the payment decides; the answer's status does where there was none."""
     status, info = answer.status_code, payment_of(answer)
     if info is None:
@@ -134,9 +136,7 @@ def _status(payer: Payer, answer: httpx.Response, words: bool) -> int:
         return OK if status < 400 else ERROR
     state = state_of(payer, info.reference) if info.source != "token" else "accepted"
     if state in OPEN:
-        settled = info.receipt is not None and info.receipt.success
-        known = f"the money moved ({info.transaction})" if settled else "what became of the payment is not known"
-        say(words, "outcome_unknown", f"status {status}, and {known}; {AGAIN}", info.reference)
+        say(words, "outcome_unknown", f"status {status}, and {_known(info, told)}; {AGAIN}", info.reference)
         return UNKNOWN
     if state == "used":
         say(words, "not_accepted", f"status {status}: the payment was not accepted", info.reference)
@@ -146,6 +146,15 @@ def _status(payer: Payer, answer: httpx.Response, words: bool) -> int:
         return ERROR
     _receipt(info, status, words)
     return OK if status < 400 else ERROR
+
+
+def _known(info: PaymentInfo, told: bytes) -> str:
+    """What is known of a payment that stays open; ``told`` is the answer's body, as much as a problem document has."""
+    if info.receipt is not None and info.receipt.success:
+        return f"the money moved ({info.transaction})"
+    if info.unsent and len(told) <= _PROBLEM_MAX and is_unavailable(told):
+        return "the seller says that nothing was sent"
+    return "what became of the payment is not known"
 
 
 def _receipt(info: PaymentInfo, status: int, words: bool) -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -43,7 +43,7 @@ from .lightning import Failed, LightningPayments, Unclear, is_unpaid, no_node, w
 from .lightning_wallet import ADDRESS
 from .on_token import KEY, OnToken
 from .policy import Policy, Target, proposal
-from .receipts import PaymentInfo, read_payment, read_receipt, read_token
+from .receipts import PaymentInfo, read_payment, read_receipt, read_token, says_unsent
 from .signing import draft_of, prepare
 from .steps import Answer, Ask, Drop, Lost, Send, Sleep, Step, Steps, Store, Work
 
@@ -97,6 +97,7 @@ class Attempt:
         self._failure = ""
         self._asked = 0
         self._doubt = False
+        self._unsent = False
         self._balance = FromBalance(setup.balance, target)
         self._on_token = OnToken(setup.journal, target, setup.now)
 
@@ -306,11 +307,13 @@ class Attempt:
         self._in_use = payment
         self._shown.append(payment.reference)
         self._doubt = not fresh and payment.state != "refused"
+        self._unsent = fresh
         attempt = 0
         while True:
             result: Answer | Lost = yield Send(self._headers(payment), self._setup.read_timeout)
             again = isinstance(result, Lost) or result.status in AGAIN
             self._doubt |= result.sent if isinstance(result, Lost) else again
+            self._unsent &= not result.sent if isinstance(result, Lost) else says_unsent(result.status, result.headers)
             if not again or attempt == self._setup.retries:
                 break
             if isinstance(result, Answer):
@@ -368,6 +371,7 @@ class Attempt:
         if state != "accepted":
             reason = f"status {answer.status}"
             yield from self._finish(payment, state, transaction=info.transaction, reason=reason, refused=refused)
+            info = replace(info, unsent=self._unsent)
         elif info.returned or self._target.top_up is not None:
             self._setup.balance.sellers.learn(self._target.origin, network=payment.network)
         if state == "accepted" and self._setup.lightning is not None and is_lightning(payment.network):

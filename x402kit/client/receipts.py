@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypedDict
 
+from ..errors import RailUnavailable
 from ..model import Json, SettlementResponse
 from ..money import Asset, parse_atomic, parse_units
 from ..networks.lightning_port import is_lightning
 from ..protocols import payment_auth, x402
+from ..protocols.encoding import parse_object
 from .auth_offers import is_auth, preimage_of
 from .journal import Payment
 from .journal_calls import BalanceCall
@@ -22,11 +24,13 @@ __all__ = [
     "EXTENSION",
     "PaymentInfo",
     "is_charged",
+    "is_unavailable",
     "payment_of",
     "read_balance",
     "read_payment",
     "read_receipt",
     "read_token",
+    "says_unsent",
 ]
 
 EXTENSION: Final = "x402kit.payment"
@@ -46,7 +50,8 @@ class PaymentInfo:
     stream): ``reserved``, the most that the call could cost; ``charged``, what it did cost; ``returned``, what of the
     former became balance again, or for the first time; ``balance``, what is there now. ``verified``: the receipt is
     there, says success, and agrees with what was signed; no chain was asked. On Lightning, where a receipt may be
-    missing: the preimage is the payment hash's. Else ``problem`` says why.
+    missing: the preimage is the payment hash's. Else ``problem`` says why. ``unsent``: every answer to the payment was
+    a 503 by whose head the seller says that nothing was sent (docs/concepts.md); it stays open, and is shown again.
     """
 
     reference: str
@@ -65,12 +70,27 @@ class PaymentInfo:
     charged: int | None = None
     returned: int | None = None
     balance: int | None = None
+    unsent: bool = False
 
 
 def payment_of(response: Any) -> PaymentInfo | None:
     """The payment behind an httpx or httpx2 response, or None when the call was not paid by this library."""
     found = response.extensions.get(EXTENSION)
     return found if isinstance(found, PaymentInfo) else None
+
+
+def says_unsent(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether an answer's head is that of docs/concepts.md for "nothing was sent", and of no proxy in between."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return status == 503 and kind == "application/problem+json" and "payment-outcome" not in headers
+
+
+def is_unavailable(body: bytes) -> bool:
+    """Whether it is the problem document for "nothing was sent"."""
+    try:
+        return parse_object(body, floats=True).get("title") == RailUnavailable.code
+    except ValueError:
+        return False
 
 
 def read_receipt(headers: Mapping[str, str]) -> SettlementResponse | None:
