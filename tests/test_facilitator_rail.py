@@ -172,10 +172,13 @@ def test_which_kinds_are_ours(kind: Json, version: int) -> None:
 
 
 async def test_a_facilitator_that_is_down_at_start_is_asked_again_before_a_payment(
-    chain: EvmDevnet, tmp_path: Path
+    chain: EvmDevnet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = free_port()
     async with shop(chain, f"http://127.0.0.1:{port}") as seller:
+        assert warned(caplog) == [
+            "the facilitator's /supported: no connection; payments are answered 503 until it is back"
+        ]
         with pytest.raises(RailUnavailable):
             await seller.rail.ready()
         with facilitating(chain, tmp_path / "facilitator.db", port=port) as front:
@@ -184,6 +187,25 @@ async def test_a_facilitator_that_is_down_at_start_is_asked_again_before_a_payme
                 await seller.rail.ready()
             await seller.rail.ready()
             assert (await seller.send())[1].state == "settled"
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    records = [record for record in caplog.records if record.name.startswith("x402kit")]
+    return [record.getMessage() for record in records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [(LOST, "no usable answer"), (HTML_502, "no usable answer"), (Fault(status=503, json={}), "status 503")],
+)
+async def test_I02_a_settle_without_an_answer_is_told_as_what_it_is(
+    chain: EvmDevnet, front: Front, fault: Fault, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(chain, front.url) as seller:
+        front.faulty.faults["settle"] = [fault]
+        await seller.send()
+    what = "this payment's outcome is not known (504), and others are answered 503 until it is back"
+    assert f"the facilitator's /settle: {said}; {what}" in warned(caplog)
 
 
 # K05: only the configured URL

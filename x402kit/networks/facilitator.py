@@ -10,6 +10,7 @@ says ALERT: nothing is called failed that may have been paid.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -143,10 +144,8 @@ class FacilitatorRail:
         answered 503 until it is back.
         """
         await self._base.start()
-        try:
+        with contextlib.suppress(RailUnavailable):  # its client has said so
             await self._find_version()
-        except RailUnavailable:
-            log.warning("the facilitator for %s can't be reached; payments wait until it can", self.network)
 
     async def _find_version(self) -> None:
         answer = await self._client.call("supported")

@@ -91,8 +91,12 @@ class FacilitatorClient:
             self._failures = 0
             return
         elif not self._failures:
-            said = f"status {answer.status}" if isinstance(answer, Answer) else "no answer"
-            log.warning("the facilitator's /%s: %s; payments are answered 503 until it is back", endpoint, said)
+            silent = "no connection" if isinstance(answer, NotSent) else "no usable answer"
+            said = f"status {answer.status}" if isinstance(answer, Answer) else silent
+            # Only a /settle that may have arrived leaves something open; what comes after it is not sent at all.
+            is_open = endpoint == "settle" and not isinstance(answer, NotSent)
+            what = "this payment's outcome is not known (504), and others" if is_open else "payments"
+            log.warning("the facilitator's /%s: %s; %s are answered 503 until it is back", endpoint, said, what)
         self._failures += 1
         if self._failures >= FAILURES_MAX:
             self._closed_until = time.monotonic() + PAUSE_SECONDS
