@@ -383,8 +383,9 @@ async def test_a_start_beside_the_servers_own_waits_for_it() -> None:
 
 async def test_a_server_that_goes_and_comes_is_told_of_once_each(caplog: pytest.LogCaptureFixture) -> None:
     with PostgresServer() as server:
-        store = PostgresStore(server.create(), busy_seconds=0.5)
+        store = PostgresStore(server.create(), lease_seconds=0.3, busy_seconds=0.5)
         await store.start()
+        await store.claim(new_claim("1"))  # its lease is kept alive from another thread
         await asyncio.to_thread(server.stop)
         for _ in range(3):
             with pytest.raises(RailUnavailable):
@@ -395,12 +396,20 @@ async def test_a_server_that_goes_and_comes_is_told_of_once_each(caplog: pytest.
             with contextlib.suppress(RailUnavailable):
                 await store.get("1")
                 break
+        for _ in range(400):
+            if "leases are kept alive again" in caplog.text:
+                break
+            await asyncio.sleep(0.05)
         await store.close()
     told = [record for record in caplog.records if record.name in ("x402kit.ledger", "psycopg.pool")]
     warned = [record.getMessage() for record in told if record.levelno >= logging.WARNING]
-    assert warned == [
-        "the ledger's database can't be reached: nobody listens there; it is tried again",
+    assert [text.partition(":")[0] for text in warned if "leases" not in text] == [
+        "the ledger's database can't be reached",
         "the ledger's database is reached again",
+    ]
+    assert [text.partition(":")[0] for text in warned if "leases" in text] == [
+        "leases could not be kept alive",
+        "leases are kept alive again",
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import secrets
 import threading
@@ -21,12 +20,10 @@ from psycopg_pool import PoolTimeout
 from ..errors import ConfigError, LedgerUnreachable, RailUnavailable
 from ..model import Account
 from .postgres_batch import Connection, Lane, Pool, Rows, unavailable
-from .postgres_reach import pool_options, reach
+from .postgres_reach import Reached, pool_options, reach
 from .postgres_schema import CLOCK, LATEST, MIGRATIONS, PREPARE, Migration
 
 __all__ = ["FREE", "Base"]
-
-log = logging.getLogger("x402kit.ledger")
 
 FREE: Final = f"(lease_until < {CLOCK} OR lease_until > {CLOCK} + 600000)"
 """Nobody says any more that it works on the row. A lease that ends that late was given before the clock went back."""
@@ -273,6 +270,7 @@ class Base:
 
     def _beat(self, stop: threading.Event) -> None:
         connection: psycopg.Connection | None = None
+        reached = Reached("leases could not be kept alive", "leases are kept alive again")
         while not stop.wait(self._lease_ms / 3000):
             held = [(table, dict(rows)) for table, rows in self._held.items() if rows]
             if not held or os.getpid() != self._pid:
@@ -283,8 +281,9 @@ class Base:
                     connection.execute(f"SET statement_timeout = {self._lease_ms // 3}".encode())
                 for table, rows in held:
                     connection.execute(_BEATS[table].encode(), {**_arrays(rows), "lease": self._lease_ms})
+                reached.came()
             except psycopg.Error as e:
-                log.warning("leases could not be kept alive: %s", type(e).__name__)
+                reached.failed(e)
         if connection is not None:
             connection.close()
 

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 
 from ..errors import ConfigError, LedgerUnreachable
 
-__all__ = ["POOL", "Connection", "Fault", "fault_of", "pool_options", "reach"]
+__all__ = ["POOL", "Connection", "Fault", "Reached", "fault_of", "pool_options", "reach"]
 
 log = logging.getLogger("x402kit.ledger")
 
@@ -95,20 +95,21 @@ def fault_of(error: psycopg.Error) -> Fault:
     return next((fault for part, fault in _BY_TEXT if part in text), _OTHER)
 
 
-class _Reached:
-    """Whether the database was reached last time: a change is told once."""
+class Reached:
+    """Whether something worked last time: a change is told once."""
 
-    def __init__(self) -> None:
+    def __init__(self, lost: str, again: str) -> None:
+        self._lost, self._again = lost, again
         self._away = False
 
     def failed(self, error: psycopg.Error) -> None:
         if not self._away:
-            log.warning("the ledger's database can't be reached: %s; it is tried again", fault_of(error).said)
+            log.warning("%s: %s; it is tried again", self._lost, fault_of(error).said)
         self._away = True
 
     def came(self) -> None:
         if self._away:
-            log.warning("the ledger's database is reached again")
+            log.warning("%s", self._again)
         self._away = False
 
 
@@ -117,7 +118,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        reached: _Reached = kwargs.pop("reached")
+        reached: Reached = kwargs.pop("reached")
         try:
             made = await super().connect(conninfo, **kwargs)
         except psycopg.Error as e:
@@ -130,15 +131,16 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 def pool_options(conninfo: dict[str, Any]) -> dict[str, Any]:
     """The arguments by which a pool makes its connections, and tells of trouble in our words and not in its own."""
     logging.getLogger("psycopg.pool").addFilter(_ours)  # the same one: it is there once
+    reached = Reached("the ledger's database can't be reached", "the ledger's database is reached again")
     return {
-        "kwargs": {**conninfo, "autocommit": True, "reached": _Reached()},
+        "kwargs": {**conninfo, "autocommit": True, "reached": reached},
         "connection_class": Connection,
         "name": POOL,
     }
 
 
 def _ours(record: logging.LogRecord) -> bool:
-    """Not for each try a line of the pool's with what the network said: ``_Reached`` tells it once."""
+    """Not for each try a line of the pool's with what the network said: ``Reached`` tells it once."""
     about = record.args[0] if isinstance(record.args, tuple) and record.args else None
     return record.levelno != logging.WARNING or not (about == POOL or isinstance(about, Connection))
 
