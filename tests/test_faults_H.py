@@ -383,7 +383,8 @@ async def test_H05_what_is_no_sound_usage_is_estimated(till: Till, way: Way, par
 async def test_H05_a_seller_hears_once_that_no_usage_came(
     till: Till, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(metering, "_told", set())
+    told: set[str] = set()
+    monkeypatch.setattr(metering, "_told", told)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await stream(send, TEXT)
