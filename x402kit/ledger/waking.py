@@ -90,7 +90,7 @@ else:
         return None
 
     def _ring(fd: int) -> None:
-        raise NotImplementedError
+        """There is none to be written to."""
 
     def _hush(fd: int) -> None:
-        raise NotImplementedError
+        """Nor to be read."""
