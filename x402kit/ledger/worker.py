@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 from ..errors import RailUnavailable, X402KitError
@@ -45,7 +46,7 @@ def execute_rows(connection: sqlite3.Connection, one: str, many: str, rows: list
     """``many``, if it is not empty, is ``one`` for ``ROWS`` rows. Raises ``NotAll`` unless each row changed one."""
     done = changed = 0
     while many and done + ROWS <= len(rows):
-        values = [value for row in rows[done : done + ROWS] for value in row]
+        values = tuple(chain.from_iterable(rows[done : done + ROWS]))
         changed += connection.execute(many, values).rowcount
         done += ROWS
     if done < len(rows):
