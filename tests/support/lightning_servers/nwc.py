@@ -17,9 +17,11 @@ from nostr_sdk import (
     Keys,
     Kind,
     LocalRelay,
+    LocalRelayBuilder,
     Nip44Version,
     NostrSdkError,
     NostrWalletConnectUri,
+    RateLimit,
     ReqTarget,
     Tag,
     nip04_decrypt,
@@ -60,7 +62,8 @@ class NwcWallet:
 
     async def start(self, *, encryption: str = "nip44_v2 nip04") -> None:
         """The relay, and the wallet at it."""
-        self._relay = LocalRelay()
+        # By default 60 events a minute: the node's payments of all the tests before are pages of answers by now.
+        self._relay = LocalRelayBuilder().rate_limit(RateLimit(max_reqs=10_000, notes_per_minute=100_000)).build()
         await self._relay.run()
         url = await self._relay.url()
         for app, name in ((self._app, "uri"), (self._limited, "limited_uri")):
