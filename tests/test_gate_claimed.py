@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from tests.support.asking import ORIGIN, Answer, ask
@@ -118,6 +120,28 @@ async def test_C01_I7_what_another_process_served_is_answered_by_its_claim(
             assert (first.runs, second.runs, second.rail.settled) == (1, 0, 0)
             if v1:  # what a quote says of the price is good in every process
                 assert (await second.show(other, v1=True)).status == fresh
+
+
+@pytest.mark.parametrize("v1", [True, False], ids=["v1", "v2"])
+async def test_C01_I7_a_top_up_is_told_again_by_a_process_that_takes_no_such_amount_now(
+    tmp_path: Path, v1: bool
+) -> None:
+    body = b'{"amount_usdc": "1.00"}'
+    answers: list[Answer] = []
+    payment: Payment | None = None
+    for maximum in ("$5", "$0.50"):
+        paywall = Paywall([OfflineRail()], tmp_path / "claims.db", origin=ORIGIN, reconcile_seconds=3600)
+        app = paywall.protect(
+            Starlette(routes=[Mount("/v1/x402", paywall.wallet_service(minimum="$0.10", maximum=maximum))])
+        )
+        if payment is None:
+            payment = pay((await ask(app, "POST", "/v1/x402/top-up", body=body)).entry)
+        headers = {"X-PAYMENT": payment.v1()} if v1 else {"PAYMENT-SIGNATURE": payment.v2()}
+        answers.append(await ask(app, "POST", "/v1/x402/top-up", headers, body=body))
+        await paywall.stop()
+    first, again = answers
+    assert (first.status, again.status) == (200, 200)
+    assert again.receipt == first.receipt
 
 
 async def test_C02_what_another_process_is_settling_is_in_progress(tmp_path: Path) -> None:

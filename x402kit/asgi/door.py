@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from typing import Final, Protocol
+from typing import Protocol
 
 from starlette.types import Receive
 
@@ -49,9 +49,6 @@ __all__ = ["Door", "Till"]
 
 log = logging.getLogger("x402kit.gate")
 
-_PROOFS: Final = frozenset(PROOF_HEADERS)
-_AUTHORIZATIONS: Final = frozenset(AUTHORIZATION_HEADERS)
-
 
 class Till(Protocol):
     """What the gate needs of the paywall that it belongs to."""
@@ -77,9 +74,9 @@ def _shown(request: PricedRequest) -> tuple[bytes | None, bytes | None, Found | 
     A top-up is paid by a payment alone.
     """
     names, headers, top_up = request.names, request.scope["headers"], request.resource.credits
-    raw = None if PAYMENT_HEADERS.isdisjoint(names) else find_payment(headers)
-    proof = None if top_up or _PROOFS.isdisjoint(names) else find_proof(headers)
-    shown = None if top_up or _AUTHORIZATIONS.isdisjoint(names) else find_authorization(headers)
+    raw = None if names.isdisjoint(PAYMENT_HEADERS) else find_payment(headers)
+    proof = None if top_up or names.isdisjoint(PROOF_HEADERS) else find_proof(headers)
+    shown = None if top_up or names.isdisjoint(AUTHORIZATION_HEADERS) else find_authorization(headers)
     if [raw, proof, shown].count(None) < 2:
         raise MalformedPayment("two_ways_of_paying")
     return raw, proof, shown

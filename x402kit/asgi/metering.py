@@ -6,6 +6,7 @@ pricing/charge.py.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Iterable, Mapping
@@ -23,12 +24,13 @@ from .usage import READ_MAX, UsageReader, reader_for
 
 __all__ = ["Metering"]
 
+log = logging.getLogger("x402kit.metering")
+
 _NOTHING: Final = Delivered()
 _EVENTS: Final = b"text/event-stream"
 _CLASSES: Final = ("input", "cached", "cache_write", "output", "reasoning")
-log = logging.getLogger("x402kit.metering")
-_told: Final[set[str]] = set()
 _CALLERS: Final = (End.COMPLETE, End.LEFT_MIDWAY)
+_told: Final[set[str]] = set()
 
 
 class Metering:
@@ -165,7 +167,10 @@ def _tell(resource: str) -> None:
     """Once for each: a seller who thinks that the usage is charged should know that it never came."""
     if resource not in _told:
         _told.add(resource)
-        log.warning("%s answered without a usage, and is charged by what its price says for that (missing=)", resource)
+        with contextlib.suppress(Exception):  # a log that fails must not keep a call from its end (I11)
+            log.warning(
+                "%s answered without a usage, and is charged by what its price says for that (missing=)", resource
+            )
 
 
 def _kind(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

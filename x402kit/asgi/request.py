@@ -24,7 +24,6 @@ _SECRETS: Final = frozenset((b"authorization", b"cookie", b"x-api-key"))
 _URL_MAX: Final = 2048
 """A query that makes the URL longer is left out of the challenge: it is for display."""
 _LENGTHS: Final = frozenset((b"content-length", b"transfer-encoding"))
-_AUTHORIZATIONS: Final = frozenset(AUTHORIZATION_HEADERS)
 _NAME: Final = itemgetter(0)
 
 
@@ -129,7 +128,7 @@ class PricedRequest:
         inner = {**self.scope, "x402kit": paid}
         if metered:
             inner["headers"] = [pair for pair in inner["headers"] if pair[0] != b"accept-encoding"]
-        if not _AUTHORIZATIONS.isdisjoint(self.names):
+        if not self.names.isdisjoint(AUTHORIZATION_HEADERS):
             inner["headers"] = without_credentials(inner["headers"])
         if length is not None:
             stated = str(length).encode()

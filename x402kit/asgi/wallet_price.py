@@ -47,6 +47,13 @@ class TopUp:
 
     def amount(self, body: bytes) -> Usd:
         """The amount that a body asks for. Raises ``BadRequest``."""
+        wanted = self._asked(body)
+        if not self.minimum <= wanted <= self.maximum:
+            raise AmountOutOfRange(f"a top-up is from {self.minimum} to {self.maximum}")
+        return wanted
+
+    def _asked(self, body: bytes) -> Usd:
+        """The same, whatever is taken now."""
         if self.any_amount and not body.strip():
             return self.minimum
         try:
@@ -56,14 +63,11 @@ class TopUp:
             units = parse_units(text, _DECIMALS)
         except ValueError as e:
             raise BadRequest("invalid_amount", detail='the body is {"amount_usdc": "1.00"}') from e
-        wanted = Usd(Decimal(units).scaleb(-_DECIMALS))
-        if not self.minimum <= wanted <= self.maximum:
-            raise AmountOutOfRange(f"a top-up is from {self.minimum} to {self.maximum}")
-        return wanted
+        return Usd(Decimal(units).scaleb(-_DECIMALS))
 
     def canonical(self, body: bytes) -> bytes:
-        """What of a body binds the payment: the amount, however it is written."""
-        return self.words(self.amount(body))
+        """What of a body binds the payment: the amount, however it is written, and though it is taken no more (I7)."""
+        return self.words(self._asked(body))
 
     def words(self, amount: Usd) -> bytes:
         """An amount, spelled in one way; nothing where the payment says it."""

@@ -178,6 +178,7 @@ class Admissions:
         now, shown = int(time.time()), paying.shown
         try:
             offer = await self._checked(paying, rail, offer, authorization, now)
+            claim = await self._drafted(paying, rail, offer, authorization, now)
         except Exception:
             # It may have a claim, of another process or of a moment ago: then that alone is the answer (I7).
             found = await self._store.get(authorization.payment_id)
@@ -185,11 +186,6 @@ class Admissions:
                 raise
             self._see(found.payment_id)  # from now on it costs no look at the chain
             return await self.resume(shown, found)
-        claim = self._new_claim(shown, rail, authorization, now)
-        if shown.resource.credits:
-            claim = claim.changed(deadline=now, captured=await self._cost(paying, rail, claim.amount))
-        if rail.prepare_is_pure and shown.resource.settle != "after":
-            claim = claim.sent(await self._settler.prepare(rail, authorization, offer, claim))
         row = await self._claimed(claim)
         if row.owner != claim.owner:
             return await self.resume(shown, row)
@@ -200,6 +196,18 @@ class Admissions:
             # Our lease ran out and another took the claim over: who serves it is decided anew.
             return await self.resume(shown, settled)
         return Admission(self._settled(settled), shown.via)
+
+    async def _drafted(
+        self, paying: _OnChain, rail: Rail, offer: PaymentRequirements, authorization: Authorization, now: int
+    ) -> Claim:
+        """The row to be claimed, with its intent where that holds nothing."""
+        resource = paying.shown.resource
+        claim = self._new_claim(paying.shown, rail, authorization, now)
+        if resource.credits:
+            claim = claim.changed(deadline=now, captured=await self._cost(paying, rail, claim.amount))
+        if rail.prepare_is_pure and resource.settle != "after":
+            claim = claim.sent(await self._settler.prepare(rail, authorization, offer, claim))
+        return claim
 
     async def _claimed(self, claim: Claim) -> Claim:
         """The payment's claim: this one, or the one that it has."""

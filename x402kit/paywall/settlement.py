@@ -279,8 +279,9 @@ class Settler:
         for work in self._also:  # what goes wrong with one must not keep the others from theirs
             found += await asyncio.gather(work(), return_exceptions=True)
         # A fault of ours is not hidden behind a store or a node that is out of reach.
-        for fault in sorted(filter(None, found), key=lambda each: isinstance(each, ServerError)):
-            raise fault
+        faults = sorted(filter(None, found), key=lambda each: isinstance(each, ServerError))
+        if faults:
+            raise faults[0]
         return len(due)
 
     async def _try(self, claim: Claim, slots: asyncio.Semaphore, stuck: list[str]) -> None:
