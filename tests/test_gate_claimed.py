@@ -77,6 +77,24 @@ def rows(ledger: Path, columns: str) -> list[Any]:
         return connection.execute(f"SELECT {columns} FROM claims ORDER BY id").fetchall()
 
 
+def over(ledger: Path) -> None:
+    """No lease lives."""
+    with contextlib.closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE claims SET lease_until = 0")
+
+
+async def stand_still(
+    seller: Seller, ledger: Path, payment: Payment | None = None
+) -> tuple[asyncio.Task[Answer], asyncio.Event]:
+    """Begin to settle; the sending waits for the event, and the lease is over."""
+    held = asyncio.Event()
+    seller.rail.script["send"].append(held)
+    showing = asyncio.create_task(seller.show(payment or await seller.payment()))
+    await seller.sending()
+    over(ledger)
+    return showing, held
+
+
 def no_node(seller: Seller, monkeypatch: pytest.MonkeyPatch) -> None:
     seller.rail.script["verify"] += [RailUnavailable("chain_unavailable")] * 2
 
@@ -162,6 +180,31 @@ async def test_C02_what_another_process_is_settling_is_in_progress(tmp_path: Pat
         assert (first.runs, second.runs, first.rail.settled) == (1, 0, 1)
 
 
+async def test_I9_a_process_that_stood_still_does_not_take_its_own_settlement_over(tmp_path: Path) -> None:
+    """Its leases are over when it goes on, and it is at work."""
+    ledger = tmp_path / "claims.db"
+    async with selling(ledger) as seller:
+        showing, held = await stand_still(seller, ledger)
+        assert seller.paywall is not None
+        assert (await seller.paywall.reconcile(), seller.rail.calls["outcome"]) == (0, 0)
+        held.set()
+        assert ((await showing).status, seller.runs, seller.rail.settled) == (200, 1, 1)
+
+
+async def test_I9_what_a_process_that_stood_still_settled_is_looked_at_by_another(tmp_path: Path) -> None:
+    """The payer is told that the outcome is open, and has the goods at the next showing."""
+    ledger = tmp_path / "claims.db"
+    async with selling(ledger) as first, selling(ledger) as second:
+        payment = await second.payment()
+        showing, held = await stand_still(first, ledger, payment)
+        assert second.paywall is not None
+        assert (await second.paywall.reconcile(), second.rail.calls["outcome"]) == (1, 1)
+        held.set()
+        late = await showing
+        assert (late.status, late.header("payment-required")) == (504, "")
+        assert ((await first.show(payment)).status, first.runs, first.rail.settled) == (200, 1, 1)
+
+
 async def test_C01_a_payment_shown_here_again_asks_nothing_of_the_chain(tmp_path: Path) -> None:
     async with selling(tmp_path / "claims.db") as seller:
         payment = await seller.payment()
@@ -233,8 +276,7 @@ async def test_J01_a_claim_that_was_never_sent_is_sent_once_by_who_finds_it(tmp_
         showing = asyncio.create_task(first.show(payment))
         await first.sending()
         showing.cancel()
-    with contextlib.closing(sqlite3.connect(ledger)) as connection, connection:
-        connection.execute("UPDATE claims SET lease_until = 0")
+    over(ledger)
     async with selling(ledger, prepare_is_pure=True) as second:
         second.rail.script["outcome"] = [Outcome("pending", resend=True), Outcome("settled", reference="0xfound")]
         statuses = [(await second.show(payment)).status for _ in range(3)]

@@ -48,7 +48,7 @@ class Front:
 @contextlib.contextmanager
 def facilitating(chain: EvmDevnet, store: Path, *, port: int = 0, **settings: Any) -> Generator[Front]:
     """The facilitator runs until the block ends; ``settings`` are ``facilitator_app``'s."""
-    settings = {"settle_seconds": 5, "reconcile_seconds": 0.2, **settings}
+    settings = {"settle_seconds": 20, "reconcile_seconds": 0.2, **settings}
     kept = SQLiteStore(store, lease_seconds=1)
     app = facilitator_app(kept, [wallet_rail(chain)], token=TOKEN, **settings)
     faulty = FaultyFacilitator(app)

@@ -81,7 +81,7 @@ class Settler:
         self._lost = lost
         self._also = also
         self._every = every
-        self._settling: dict[asyncio.Future[Claim], asyncio.Task[None]] = {}
+        self._settling: dict[asyncio.Future[Claim], tuple[asyncio.Task[None], str]] = {}
         self._releasing: set[asyncio.Task[None]] = set()
         self._timer: asyncio.Task[None] | None = None
         self._stuck = Trouble(log, "reconciling each open claim")
@@ -113,12 +113,12 @@ class Settler:
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
-            for waiter, task in tuple(self._settling.items()):
+            for waiter, (task, _) in tuple(self._settling.items()):
                 if task.done():  # cancelled before it began
                     self._over(waiter)
 
     def _under_way(self) -> set[asyncio.Task[None]]:
-        return {*self._settling.values(), *self._releasing}
+        return {*(task for task, _ in self._settling.values()), *self._releasing}
 
     async def settle(self, rail: Rail, authorization: Authorization, offer: PaymentRequirements, claim: Claim) -> Claim:
         """Settle a claim that we own, which nobody has sent yet, in a task that outlives its caller; the claim as it
@@ -129,7 +129,8 @@ class Settler:
         # A future of our own, and no callback of the task: a shielded one takes two further rounds of the loop (5 µs).
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Claim] = loop.create_future()
-        task = self._settling[waiter] = loop.create_task(self._settle(waiter, rail, authorization, offer, claim))
+        task = loop.create_task(self._settle(waiter, rail, authorization, offer, claim))
+        self._settling[waiter] = task, claim.payment_id
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -269,6 +270,9 @@ class Settler:
     async def reconcile(self) -> int:
         """One pass over what is open and nobody works on. How many claims were looked at."""
         due = await self._store.due(int(time.time()))
+        # A lease of ours that ran out (a process that stood still) does not make two of us work on one claim.
+        here = {payment_id for _, payment_id in self._settling.values()}
+        due = [claim for claim in due if claim.payment_id not in here]
         slots = asyncio.Semaphore(_AT_ONCE)
         stuck: list[str] = []
         found = await asyncio.gather(*[self._try(claim, slots, stuck) for claim in due], return_exceptions=True)
