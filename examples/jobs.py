@@ -75,11 +75,12 @@ class Jobs:
     def __init__(self, ledger: str) -> None:
         self._db = sqlite3.connect(_place(ledger), isolation_level=None, check_same_thread=False, timeout=10)
         self._db.execute(_TABLE)
-        self._looking = threading.Lock()
+        self.busy = threading.Lock()
+        """Held by a thread that uses the file, which the loop may have left when it is closed."""
 
     def close(self) -> None:
         """Let go of the file. What is queued is ended by whoever opens it next."""
-        with self._looking:  # a connection that is closed under a thread takes the process with it
+        with self.busy:  # a connection that is closed under a thread takes the process with it
             self._db.close()
 
     def start(self, hold: str, prompts: list[str], price: Usd) -> dict[str, Any]:
@@ -125,8 +126,11 @@ class Jobs:
 
     def _due(self) -> list[_Job]:
         sql = "SELECT * FROM image_jobs WHERE state = 'queued' AND created < ?"
-        with self._looking:
-            return [_Job(*row) for row in self._db.execute(sql, (time.time() - _SECONDS,))]
+        return [_Job(*row) for row in self._do(sql, time.time() - _SECONDS)]
+
+    def _do(self, sql: str, *values: object) -> list[Any]:
+        with self.busy:
+            return self._db.execute(sql, values).fetchall()
 
     async def _end(self, paywall: Paywall, job: _Job) -> None:
         """Charge for the images that were drawn, give the rest back; nothing is shown before that is written down."""
@@ -148,12 +152,12 @@ class Jobs:
             moved = {"reserved": -entry.held, "charged": entry.revenue, "refunded": entry.available}
             bill = {f"{what}_{unit}": format_units(amount, decimals) for what, amount in moved.items()}
         sql = "UPDATE image_jobs SET state = ?, bill = ? WHERE id = ? AND state = 'queued'"
-        await asyncio.to_thread(self._db.execute, sql, (state, json.dumps(bill), job.id))
+        await asyncio.to_thread(self._do, sql, state, json.dumps(bill), job.id)
 
     def _forget(self, job: _Job) -> None:
         """A job whose answer did not go out, and after a while never will. Its payment, shown again, starts another."""
         if time.time() > job.created + _UNPAID_SECONDS:
-            self._db.execute("DELETE FROM image_jobs WHERE id = ?", (job.id,))
+            self._do("DELETE FROM image_jobs WHERE id = ?", job.id)
 
 
 def _place(ledger: str) -> str | Path:

@@ -172,6 +172,28 @@ async def test_a_ledger_out_of_reach_makes_a_job_wait(
     assert told["billing"] == BILL
 
 
+async def test_a_file_is_closed_after_what_is_being_written(
+    paywall: Paywall, jobs: Jobs, opened: Callable[[str], Jobs], tmp_path: Path
+) -> None:
+    """A connection that is closed under a thread takes the process with it."""
+    job = jobs.start(await deferred(paywall), PROMPTS, PRICE)["request_id"]
+    other = sqlite3.connect(tmp_path / "payments.jobs.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    async with working(jobs, paywall=paywall):
+        async with asyncio.timeout(15):
+            while (await paywall.store.balance(OWNER)).held or not jobs.busy.locked():  # noqa: ASYNC110  # neither tells
+                await asyncio.sleep(0.01)
+    closing = asyncio.create_task(asyncio.to_thread(jobs.close))
+    await asyncio.wait((closing,), timeout=0.1)
+    assert not closing.done()
+    other.execute("ROLLBACK")
+    other.close()
+    await closing
+    told = opened(str(tmp_path / "payments.db")).look(job)
+    assert told is not None
+    assert (told["status"], told["billing"]) == ("succeeded", BILL)
+
+
 async def test_by_its_name_a_job_is_shown_without_its_id(paywall: Paywall, jobs: Jobs) -> None:
     job = jobs.start(await deferred(paywall), PROMPTS, PRICE)["request_id"]
     jobs.start(await deferred(paywall, "other"), ["a dog"], PRICE)
