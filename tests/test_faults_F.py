@@ -89,6 +89,16 @@ async def test_F01_a_katana_text_without_a_nonce_is_spent_by_its_digest() -> Non
     assert (await proven(katana(EVM, text=text + "\n"))).nonce_id != (await proven(fields)).nonce_id
 
 
+async def test_F01_of_several_times_in_a_katana_text_without_a_line_for_it_none_counts() -> None:
+    """Who saw the proof would show it again as of the later one, when what it spent is forgotten."""
+    text = f"imgnAI\n{EVM.address}\nSigned: {NOW}\nUntil: {NOW + 3600}"
+    for time in (NOW, NOW + 3600):
+        assert await verdict(katana(EVM, time, text=text), time) == "malformed"
+    for text in (f"imgnAI {EVM.address} {NOW}", f"imgnAI {EVM.address} {NOW}\nExpiration Time: {NOW + 3600}"):
+        assert await verdict(katana(EVM, text=text)) == "good"
+        assert await verdict(katana(EVM, NOW + 3600, text=text), NOW + 3600) == "malformed"
+
+
 async def test_F01_a_katana_text_that_names_no_network_is_one_spend_on_all_of_them() -> None:
     here = proofs(networks=[BASE, "eip155:137"])
     text = f"imgnAI\nWallet: {EVM.address}\nNonce: 0123456789abcdef\nIssued At: {NOW}"
@@ -142,9 +152,11 @@ async def test_F02_the_scheme_where_the_text_has_one() -> None:
 async def test_F02_a_text_without_a_domain_or_without_our_name() -> None:
     assert await verdict({**standard(EVM, info()), "domain": ""}) == "malformed"
     assert await verdict(venice(EVM, text=venice_text(EVM).removeprefix("api.example.com"))) == "malformed"
-    for service in ("imgnai", "imgnAIx", "notimgnAI", "Venice"):
+    others = ("imgnAI-api", "my-imgnAI", "imgnAI.test", "www.imgnAI", "imgnAI_2", "imgnAI@evil.com", "imgnAIé")
+    for service in ("imgnai", "imgnAIx", "notimgnAI", "Venice", *others):
         assert await verdict(katana(EVM, service=service)) == "domain_mismatch"
-    assert await verdict(katana(EVM, service="[imgnAI]")) == "good"
+    for service in ("[imgnAI]", "imgnAI.", "imgnAI:", "imgnAI -", "- imgnAI", '"imgnAI"'):
+        assert await verdict(katana(EVM, service=service)) == "good"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@
     Nonce: {nonce}
     Issued At: {Unix seconds}
 
-Only the service's name, the wallet and the time of issue must stand in it. Every line with a name that we know must
-agree with the JSON around the text, may come once, and is compared, whatever its letters' case.
+Only the service's name, the wallet and the time of issue must stand in it; where no line is named for it, as the only
+number that can be one. Every line with a name that we know must agree with the JSON around the text, may come once, and
+is compared, whatever its letters' case.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ __all__ = ["KatanaText", "katana_message", "names", "parse_katana"]
 _WORD: Final = re.compile(r"[0-9A-Za-z]+")
 _NONCE: Final = re.compile(r"[!-~]{8,128}")
 _SECONDS: Final = re.compile(r"[1-9][0-9]{0,11}", re.ASCII)
+_STAMP: Final = re.compile(r"(?<![0-9A-Za-z])[1-9][0-9]{9}(?![0-9A-Za-z])")
+"""A number that can be a time of these days in a text that is free."""
 _KNOWN: Final = frozenset(
     ("wallet", "address", "network", "chain id", "nonce", "issued at", "expiration time", "not before", "domain", "uri")
 )
+_OTHER_TIMES: Final = frozenset(("expiration time", "not before"))
 
 
 class KatanaText(NamedTuple):
@@ -46,8 +50,8 @@ def katana_message(service: str, address: str, network: str, nonce: str, issued_
 
 
 def names(message: str, service: str) -> bool:
-    """Whether the service's name stands in a text as a word of its own."""
-    return re.search(rf"(?<![0-9A-Za-z]){re.escape(service)}(?![0-9A-Za-z])", message) is not None
+    """Whether the service's name stands in a text as a word of its own: ``a-name.test`` is another's (F02)."""
+    return re.search(rf"(?<!\w)(?<!\w[-.@]){re.escape(service)}(?![-.@]?\w)", message) is not None
 
 
 def parse_katana(message: str, kind: Kind, network: str, address: str, issued_at: int, nonce: Any) -> KatanaText:
@@ -64,8 +68,8 @@ def parse_katana(message: str, kind: Kind, network: str, address: str, issued_at
     if any(named != network for named in networks):
         raise ValueError("the signed text names another network")
     signed = _time(lines.get("issued at"))
-    if signed != issued_at and (signed is not None or str(issued_at) not in words):
-        raise ValueError("the signed text names another time of issue, or none")
+    if signed != issued_at and (signed is not None or _stamps(message) != {str(issued_at)}):
+        raise ValueError("the signed text names another time of issue, or none, or several")
     return KatanaText(
         _nonce(lines.get("nonce"), nonce),
         _time(lines.get("expiration time")),
@@ -76,11 +80,22 @@ def parse_katana(message: str, kind: Kind, network: str, address: str, issued_at
     )
 
 
+def _stamps(message: str) -> set[str]:
+    """The times of a text without a line for its time of issue. Of several, who saw the proof could show the last, when
+    the nonce that it spent is forgotten (F01).
+    """
+    lines = message.split("\n")
+    return {found for line in lines if _name(line) not in _OTHER_TIMES for found in _STAMP.findall(line)}
+
+
+def _name(line: str) -> str:
+    return line.partition(":")[0].strip().lower()
+
+
 def _named(message: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in printable(message):
-        name, _, value = line.partition(":")
-        name = name.strip().lower()
+        name, value = _name(line), line.partition(":")[2]
         if name in found:
             raise ValueError(f"{name} stands in the text twice")
         if name in _KNOWN:
