@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
+from x402kit import Paywall
 from x402kit.errors import ConfigError
 from x402kit.model import Account, Json
 from x402kit.money import Usd, usd
+from x402kit.networks.assets import DEFAULTS
 from x402kit.pricing import Call
 from x402kit.protocols.x402 import decode_header
 
@@ -287,6 +290,14 @@ async def test_F03_a_proof_that_is_not_good_is_refused(
     assert said.header("cache-control") == "no-store"
 
 
+async def test_A12_a_query_of_any_bytes_is_no_fault_of_ours(shop: Shop) -> None:
+    for path, shown, status in ((BALANCE, {}, 402), (BALANCE, proof(), 200), ("/v1/x402", {}, 200)):
+        assert (await shop.ask("GET", path, shown, query_string=b"a=\xff")).status == status
+    async with opened(origin="") as other:
+        other.open(starlette(other.paywall.wallet_service()))
+        assert (await other.ask("GET", "/v1/x402", query_string=b"a=\xff")).status == 200
+
+
 async def test_two_different_proofs_are_no_proof(shop: Shop) -> None:
     two = [("X-Sign-In-With-X", proof()["X-Sign-In-With-X"]), ("SIGN-IN-WITH-X", proof()["X-Sign-In-With-X"])]
     assert (await shop.ask("GET", BALANCE, two)).status == 400
@@ -422,6 +433,22 @@ async def test_E01_a_top_up_shown_again_is_the_same_one(shop: Shop) -> None:
     assert (other.status, other.json()["reason"]) == (403, "payment_used")
     assert (await shop.paywall.store.balance(ACCOUNT)).available == 1_000_000
     assert shop.rail.settled == 1
+
+
+async def test_C03_a_top_up_is_told_again_when_its_rail_has_gone(tmp_path: Path) -> None:
+    body, told = top_up_body(), list[Answer]()
+    gone = OfflineRail(asset=DEFAULTS["eip155:137"])
+    shown: dict[str, str] = {}
+    for rails in ([gone, OfflineRail()], [OfflineRail()]):
+        paywall = Paywall(rails, tmp_path / "payments.db", origin=ORIGIN)
+        app = paywall.protect(starlette(paywall.wallet_service()))
+        if not shown:
+            entry = (await ask(app, "POST", "/v1/x402/top-up", body=body)).entry
+            shown["PAYMENT-SIGNATURE"] = pay(entry, asset=gone.asset).v2()
+        told.append(await ask(app, "POST", "/v1/x402/top-up", shown, body=body))
+        await paywall.stop()
+    assert [(said.status, said.json()) for said in told] == [(200, told[0].json())] * 2
+    assert told[1].header("payment-replayed") == "true"
 
 
 async def test_A02_who_is_named_in_the_body_gets_nothing(shop: Shop) -> None:

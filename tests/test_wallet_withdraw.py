@@ -22,12 +22,16 @@ from starlette.routing import Mount, Route
 from tests.support.asking import ORIGIN, Answer, ask
 from tests.support.faulty_rpc import Fault, FaultyRpc, faulty_rpc
 from tests.support.payments import pay
+from tests.support.rails import PAY_TO, OfflineRail
 from tests.support.wallet_proofs import Wallet, evm_wallet, header, katana
 from x402kit import Paywall
 from x402kit.devnet import EvmDevnet
-from x402kit.model import Account, Claim, Json
+from x402kit.errors import RailUnavailable
+from x402kit.model import Account, Claim, Intent, Json, Outcome
 from x402kit.networks import Base, EvmOptions
+from x402kit.networks.assets import DEFAULTS
 from x402kit.networks.evm import address_of
+from x402kit.networks.port import Nonces
 from x402kit.protocols.x402 import decode_header
 
 NETWORK = "eip155:8453"
@@ -257,7 +261,13 @@ async def test_a_proof_is_not_spent_by_what_can_not_be(bank: Bank) -> None:
     assert bank.received() == 5_000_000
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{", b'{"amount_usdc":1}', b'{"amount_usdc":"1","amount_usdc":"2"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"[]", b"{", b'{"amount_usdc":1}', b'{"amount_usdc":0}', b'{"amount_usdc":""}', b'{"amount_usdc":[]}'),
+        *(b'{"amount_usdc":"1","amount_usdc":"2"}', b'{"amount":"1"}', b'{"amount_usdc":null,"amountUsdc":"1"}'),
+    ],
+)
 async def test_a_body_that_is_none_sends_nothing(file_bank: Bank, body: bytes) -> None:
     await file_bank.give(5_000_000)
     said = await ask(file_bank.app, "POST", "/v1/x402/withdraw", file_bank.proof(), body=body)
@@ -278,6 +288,78 @@ async def test_F01_a_proof_that_paid_a_call_sends_nothing_and_the_other_way_roun
     assert (await bank.withdraw("1", proof)).status == 200
     assert reason(await ask(bank.app, "GET", "/goods", proof)) == (403, "proof-used")
     await bank.check(total=10_000_000)
+
+
+class PaysAtOnce(OfflineRail):
+    payer_wallet = PAY_TO
+
+    async def prepare_payout(self, to: str, amount: int, nonces: Nonces) -> Intent:
+        return Intent("0x" + secrets.token_hex(32), b"payout")
+
+    async def payout_outcome(self, claim: Claim) -> Outcome:
+        return Outcome("settled", reference=claim.reference, final=True)
+
+    async def send(self, intent: Intent) -> Outcome:
+        return Outcome("settled", reference=intent.reference, final=True)
+
+
+async def test_F01_a_proof_that_names_no_network_is_not_told_of_another_ones_payout(tmp_path: Path) -> None:
+    owner = evm_wallet(secrets.token_bytes(32))
+    rails = [PaysAtOnce(asset=DEFAULTS[network]) for network in (NETWORK, "eip155:137")]
+    paywall = Paywall(rails, tmp_path / "payments.db", origin=ORIGIN)
+    app = paywall.protect(Starlette(routes=[Mount("/v1/x402", paywall.wallet_service(withdraw=True))]))
+    await paywall.start()
+    accounts = [Account.of(rail.network, rail.asset.address, owner.address) for rail in rails]
+    for account in accounts:
+        await paywall.store.deposit(account, 5_000_000, account.owner)
+    now = int(time.time())
+    made = katana(owner, now, text=f"{SERVICE}\nWallet: {owner.address}\nIssued At: {now}")
+    told: list[tuple[int, str]] = []
+    for rail in (*rails, rails[0]):
+        shown = {"X-Sign-In-With-X": header({**made, "network": rail.network}).decode()}
+        said = await ask(app, "POST", "/v1/x402/withdraw", shown)
+        told.append((said.status, said.json().get("withdrawn_usdc", said.json().get("reason"))))
+    assert told == [(200, "5.000000"), (403, "proof-used"), (200, "5.000000")]
+    assert [(await paywall.store.balance(account)).available for account in accounts] == [0, 5_000_000]
+    await paywall.stop()
+
+
+@pytest.mark.parametrize(("down", "state"), [("intend", "failed"), ("confirm", "settled")])
+async def test_J04_a_store_that_fails_on_the_way_says_nothing_of_the_payout_that_it_can_not_know(
+    tmp_path: Path, down: str, state: str
+) -> None:
+    """503 would say that nothing was sent, or that the amount is on the balance again."""
+    owner, rail = evm_wallet(secrets.token_bytes(32)), PaysAtOnce()
+    paywall = Paywall([rail], tmp_path / "payments.db", origin=ORIGIN, reconcile_seconds=3600)
+    app = paywall.protect(Starlette(routes=[Mount("/v1/x402", paywall.wallet_service(withdraw=True))]))
+    await paywall.start()
+    account = Account.of(rail.network, rail.asset.address, owner.address)
+    await paywall.store.deposit(account, 5_000_000, "by hand")
+    store: Any = paywall.store
+    move, get, failing = store.move_payout, store.get_payout, False
+
+    async def moved(payment_id: str, name: str, *rest: Any, **columns: Any) -> Any:
+        nonlocal failing
+        failing = failing or name == down
+        if failing:
+            raise RailUnavailable("store_unavailable")
+        return await move(payment_id, name, *rest, **columns)
+
+    async def got(payment_id: str) -> Any:
+        if failing:
+            raise RailUnavailable("store_unavailable")
+        return await get(payment_id)
+
+    store.move_payout, store.get_payout = moved, got
+    proof = {"X-Sign-In-With-X": header(katana(owner, int(time.time()), service=SERVICE)).decode()}
+    said = await ask(app, "POST", "/v1/x402/withdraw", proof)
+    assert (said.status, said.json().get("withdrawn_usdc")) == (202, "5.000000")
+    store.move_payout, store.get_payout = move, get
+    await paywall.reconcile()
+    again = await ask(app, "POST", "/v1/x402/withdraw", proof)
+    assert (again.status, again.json()["state"]) == (200, state)
+    assert (await store.balance(account)).available == (5_000_000 if state == "failed" else 0)
+    await paywall.stop()
 
 
 async def test_without_a_proof_or_with_a_bad_one_nothing_is_sent(file_bank: Bank) -> None:

@@ -28,6 +28,7 @@ from ..model import BODY_SECONDS, Claim, Entry
 from ..money import Asset, parse_units
 from ..networks.port import Rail
 from ..paywall.balances import Balances
+from ..paywall.challenge import Challenges
 from ..paywall.proofs import Proven
 from ..paywall.resource import Resource
 from ..protocols.encoding import parse_object
@@ -52,6 +53,7 @@ class Bank(Protocol):
     service: str
     rails: tuple[Rail, ...]
     store: Store
+    challenges: Challenges
     balances: Balances
 
     def sign_in(self, url: str) -> Answer:
@@ -135,14 +137,14 @@ class WalletService:
 
     def _url(self, request: Request) -> str:
         """Where we stand, seen from outside; without a configured origin the Host header names it, for display."""
-        origin = self._bank.origin or f"{request.url.scheme}://{request.headers.get('host', 'localhost')}"
-        return origin + str(request.scope.get("root_path", ""))
+        scope, host = request.scope, request.headers.get("host", "localhost")
+        return (self._bank.origin or f"{scope.get('scheme', 'http')}://{host}") + str(scope.get("root_path", ""))
 
     async def top_up(self, request: Request) -> Answer:
         """Runs for a top-up that is credited, as often as it is asked for: all of it comes from the entry."""
         paid: PaidCall = request.scope["x402kit"]
         assert paid.entry is not None
-        asset = next(rail.asset for rail in self._bank.rails if _is_paid_in(rail.asset, paid))
+        asset = self._bank.challenges.asset_at(paid.network, paid.asset)
         return self.shape.topped_up(Where(paid.payer, paid.network, asset), paid.entry)
 
     async def balance(self, request: Request) -> Answer:
@@ -172,8 +174,10 @@ class WalletService:
     def _amount(self, body: bytes, asset: Asset) -> int | None:
         """Of a withdrawal; None for all. A small part would cost more to send than it is worth."""
         try:
-            text = parse_object(body, floats=True).get("amount_usdc") if body.strip() else None
-            amount = None if text is None else parse_units(text, asset.decimals)
+            asked = parse_object(body, floats=True) if body.strip() else {}
+            text = asked.pop("amount_usdc", None)
+            # Who spelled its name in another way does not mean all.
+            amount = None if text is None and not asked else parse_units(text, asset.decimals)
         except ValueError as e:
             raise BadRequest("invalid_amount", detail='the body is {"amount_usdc": "1.00"}, or none for all') from e
         if amount is not None and amount < self.price.minimum.atomic(asset.decimals):
@@ -184,7 +188,7 @@ class WalletService:
         """Who asks: the wallet of the path, proved. Raises ``SignIn`` without a proof, ``NotYours`` for another's."""
         raw = find_proof(request.scope["headers"])
         if raw is None:
-            raise SignIn(self._bank.sign_in(request.url.path))
+            raise SignIn(self._bank.sign_in(request.scope["path"]))
         proven = await self._bank.balances.proofs.verify(raw, fresh=fresh)
         asked: str = request.path_params.get("wallet", proven.address)
         same = asked.lower() == proven.address.lower() if proven.network.startswith("eip155:") else False
@@ -211,10 +215,6 @@ class WalletService:
                 return self.shape.problem(e)
 
         return guarded
-
-
-def _is_paid_in(asset: Asset, paid: PaidCall) -> bool:
-    return (asset.network, asset.address.lower()) == (paid.network, paid.asset.lower())
 
 
 class SignIn(Exception):  # an answer, on its way out of an endpoint

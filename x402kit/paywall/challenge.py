@@ -194,13 +194,15 @@ class Challenges:
         return (each for each in self._terms if each.rail.network in networks) if networks else self._terms
 
     def asset(self, claim: Claim) -> Asset:
-        """What a claim was paid in; its rail may be configured no more."""
-        known = self._assets.get((claim.network, claim.asset.lower()))
+        """What a claim was paid in."""
+        return self.asset_at(claim.network, claim.asset)
+
+    def asset_at(self, network: str, address: str) -> Asset:
+        """What was paid in; its rail may be configured no more."""
+        known = self._assets.get((network, address.lower()))
         if known is not None:
             return known
-        return (
-            bitcoin_on(claim.network) if is_lightning(claim.network) else Asset(claim.network, claim.asset, "USDC", 6)
-        )
+        return bitcoin_on(network) if is_lightning(network) else Asset(network, address, "USDC", 6)
 
     def fee(self, claim: Claim, ceiling: Usd) -> int:
         """What of a payment for a metered call was the surcharge: paid above the price, a window's at the most.

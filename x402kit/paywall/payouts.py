@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from ..errors import BadRequest, InsufficientBalance, OutcomeUnknown, RailUnavailable, TooManyRequests
+from ..errors import BadRequest, InsufficientBalance, OutcomeUnknown, ProofUsed, RailUnavailable, TooManyRequests
 from ..ledger.port import Store
 from ..model import Account, Authorization, Claim, Intent, Outcome, PaymentRequirements, Spend
 from ..money import MAX_AMOUNT
@@ -138,7 +138,7 @@ class Payouts:
         payment_id = f"payout:{proven.nonce_id}"
         found = await self._store.get_payout(payment_id)
         if found is not None:
-            return found
+            return _own(found, proven)
         if self._waiting[account.owner] >= _AT_ONCE:
             raise TooManyRequests("too_many_payouts")
         self._waiting[account.owner] += 1
@@ -178,16 +178,30 @@ class Payouts:
             next_check=now,
         )
         row = await self._store.payout(wanted, Spend(proven.nonce_id, proven.until))
-        return row if row.owner != wanted.owner else await self._send(outward, authorization, row)
+        return _own(row, proven) if row.owner != wanted.owner else await self._send(outward, authorization, row)
 
     async def _send(self, rail: Any, authorization: Authorization, row: Claim) -> Claim:
         offer = PaymentRequirements("exact", row.network, row.amount, row.asset, row.payer, 0)
         try:
             sent = await self._settler.settle(rail, authorization, offer, row)
-        except OutcomeUnknown:
-            sent = await self._store.get_payout(row.payment_id) or row
-        except RailUnavailable as e:
-            raise PayoutFailed(e.reason, detail=e.detail) from e
+        except (OutcomeUnknown, RailUnavailable) as e:
+            sent = await self._known(row)
+            if sent.state == "failed":
+                raise PayoutFailed(e.reason, detail=e.detail) from e
         if sent.state == "failed":
             raise PayoutFailed(sent.reason)
         return sent
+
+    async def _known(self, row: Claim) -> Claim:
+        """What is written of a payout. Of one that can't be read now nobody may say that nothing was sent."""
+        try:
+            return await self._store.get_payout(row.payment_id) or row
+        except RailUnavailable:
+            return row
+
+
+def _own(row: Claim, proven: Proven) -> Claim:
+    """The payout that a proof was spent for. One that names no network may have been spent on another (F01)."""
+    if row.network != proven.network:
+        raise ProofUsed()
+    return row
