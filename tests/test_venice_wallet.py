@@ -344,6 +344,17 @@ async def test_who_shows_nothing_is_told_every_way_to_pay(shop: Shop) -> None:
     assert (await shop.buy("GET", "/api/v1/goods")).body == b"goods"
 
 
+async def test_what_is_not_offered_in_x402_has_a_body_that_can_be_read() -> None:
+    async with opened() as shop:
+        service = shop.paywall.wallet_service(dialect="venice")
+        goods = shop.paywall.paid("$0.30", protocols=["payment"])(goods_of())
+        shop.open(Starlette(routes=[Route("/api/v1/goods", goods), Mount(PLACE, service)]))
+        said = await shop.ask("GET", "/api/v1/goods")
+        assert (said.status, said.header("PAYMENT-REQUIRED")) == (402, "")
+        assert said.header("WWW-Authenticate").startswith("Payment ")
+        assert (said.json()["status"], list(said.json()["authOptions"])) == (402, ["x402Wallet"])
+
+
 async def test_a_balance_that_is_too_low_is_told_in_venices_words(shop: Shop) -> None:
     await shop.paywall.start()
     await shop.paywall.store.deposit(ACCOUNT, 100_000, "by hand")

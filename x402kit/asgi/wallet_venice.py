@@ -67,8 +67,9 @@ class Venice:
     any_amount = True
 
     def challenge(self, made: Challenge, error: PaymentRefused | None, place: str) -> Answer:
-        """The body is what stands in PAYMENT-REQUIRED, and how else the call can be paid."""
-        answer, body = answers.challenge(made, error), b64decode(made.header.decode("ascii"))
+        """The body is what stands in PAYMENT-REQUIRED, where that is offered, and how else the call can be paid."""
+        answer = answers.challenge(made, error)
+        body = b64decode(made.header.decode("ascii")) if made.header else answer.body
         if made.credits:
             return Answer(answer.status, answer.headers, body)
         wallet = {
