@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from tests.support.asking import make_scope
+from tests.support.asking import ask, make_scope
 from tests.support.rails import USDC, OfflineRail
-from tests.support.till import FIXED, WAYS, Ended, Way, opened, part, stream, usage
+from tests.support.stores import Place
+from tests.support.till import FIXED, WAYS, Ended, Way, opened, part, reply, stream, usage
 from x402kit.asgi.wallet_price import TopUp
 from x402kit.errors import RailUnavailable
 from x402kit.ledger.port import Store
-from x402kit.model import Account, Claim, Hold
+from x402kit.model import Account, Balance, Claim, Hold, Spend
 from x402kit.money import usd
 from x402kit.paywall.binding import Quotes
 from x402kit.paywall.challenge import Challenges
+from x402kit.paywall.keeper import Keeper
 from x402kit.paywall.settlement import Settler
 
 
@@ -69,6 +71,27 @@ async def test_H06_K02_who_has_the_answer_and_holds_back_its_request_has_left(tm
         assert await till.ended(way) == Ended(FIXED, 0, False)
 
 
+@pytest.mark.parametrize("version", ["1.1", "2"])
+async def test_K01_an_upload_streams_through_whichever_way_it_states_its_length(tmp_path: Path, version: str) -> None:
+    """In HTTP/2 a body needs no header; it is not one that the price reads, so that its limit is not the price's."""
+    parts = [b"x" * 65_536] * 20
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message["body"]), message["more_body"]
+        await reply(send, str(size).encode())
+
+    async with opened(str(tmp_path / "payments.db")) as till:
+        await till.credit(100_000)
+        till.playing.app = app
+        headers = {**till.proof(), **({"Transfer-Encoding": "chunked"} if version == "1.1" else {})}
+        answer = await ask(till.app, "POST", "/fixed", headers, body=parts, http_version=version)
+        assert (answer.status, answer.body) == (200, str(20 * 65_536).encode())
+        assert (await till.ended(WAYS[2])).charged == FIXED
+
+
 @pytest.mark.parametrize("header", [True, False])
 async def test_A11_a_body_that_we_changed_has_its_own_length(tmp_path: Path, header: bool) -> None:
     async with opened(str(tmp_path / "payments.db"), route={"ask_usage": True}) as till:
@@ -110,6 +133,29 @@ async def test_I6_a_payment_that_can_not_be_credited_keeps_nobody_elses_money(le
         assert (await till.store.balance(other)).available == 1000
         assert (await till.claim(payment)).state == "settled"
         assert (await till.balance()).available == 5 * 10**18
+
+
+async def test_I6_K04_a_pass_ends_and_forgets_as_much_as_there_is(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many holds a process left, and however many proofs were spent since the pass before."""
+    monkeypatch.setattr("x402kit.paywall.keeper._PRUNE_SECONDS", 60)
+    store, account, now = place.open(), Account("eip155:8453:0xa", "eip155:8453/0xb"), int(time.time())
+    await store.start()
+    try:
+        await store.deposit(account, 2500, "by hand")
+
+        async def call(number: int) -> None:
+            hold = Hold(f"h{number}", *account, 1, holder="dead", created_at=now, deadline=now)
+            await store.reserve(hold, Spend(f"p{number}", now - 1))
+            await store.defer_hold(hold.id, "dead", now)
+
+        await asyncio.gather(*map(call, range(2500)))
+        await Keeper(store).tidy()
+        assert await store.balance(account) == Balance(2500, 0)
+        assert place.query("SELECT count(*) FROM proofs")[0][0] == 0
+    finally:
+        await store.close()
 
 
 async def test_I6_a_fault_in_one_part_of_a_pass_keeps_no_other_from_its_work(ledger: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Final
 
 from ..errors import ServerError
 from ..ledger.port import Store
@@ -15,6 +16,11 @@ from ..model import Claim
 __all__ = ["Keeper"]
 
 log = logging.getLogger("x402kit.settlement")
+
+_BITE: Final = 1000
+"""Rows of one kind that a store forgets at once, at the most."""
+_PRUNE_SECONDS: Final = 1.0
+"""How long a pass goes on with it: what else it has to look at must not wait."""
 
 
 class Keeper:
@@ -27,9 +33,13 @@ class Keeper:
         """One pass. Raises ``RailUnavailable`` when the store can't be reached; the next pass goes on."""
         now = int(time.time())
         await self._credit_unserved(now)
-        for hold in await self._store.expire(now):
-            log.warning("hold %s of %s expired: %d given back", hold.id, hold.owner, hold.amount)
-        await self._store.prune(now)
+        while ended := await self._store.expire(now):
+            for hold in ended:
+                log.warning("hold %s of %s expired: %d given back", hold.id, hold.owner, hold.amount)
+        # In bites, since payments wait meanwhile; but as many as come (K04).
+        end = time.monotonic() + _PRUNE_SECONDS
+        while await self._store.prune(now) >= _BITE and time.monotonic() < end:
+            pass
 
     async def _credit_unserved(self, now: int) -> None:
         for claim in await self._store.expired(now):
