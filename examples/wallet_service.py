@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
@@ -34,7 +34,7 @@ CONNECTION: Final = {"connection", "keep-alive", "transfer-encoding", "upgrade",
 """What is between two hosts, and is not passed on."""
 OURS: Final = {
     *("host", "authorization", "cookie", "payment-signature", "x-402-payment", "x-payment"),
-    *("sign-in-with-x", "x-sign-in-with-x", "idempotency-key", "accept-encoding"),
+    *("payment-authorization", "sign-in-with-x", "x-sign-in-with-x", "idempotency-key", "accept-encoding"),
 }
 """What callers show us, and not the app behind."""
 
@@ -56,11 +56,16 @@ async def forward(request: Request) -> Response:
     headers = [(name, value) for name, value in request.headers.items() if name not in CONNECTION | OURS]
     headers += [("accept-encoding", "identity")]
     headers += [("authorization", f"Bearer {KEY}")] if KEY else []
-    url = f"{UPSTREAM}{quote(request.scope['path'])}?{request.url.query}".removesuffix("?")
-    asked = upstream.build_request(request.method, url, headers=headers, content=await request.body())
+    length = request.headers.get("content-length")
+    headers += [("content-length", length)] if length else []
+    query = request.scope["query_string"].decode("latin-1")
+    url = f"{UPSTREAM}{quote(request.scope['path'])}?{query}".removesuffix("?")
+    # As it comes: what has no price has no limit that would be kept in memory.
+    body = request.stream() if length or "transfer-encoding" in request.headers else None
+    asked = upstream.build_request(request.method, url, headers=headers, content=body)
     try:
         answer = await upstream.send(asked, stream=True)
-    except httpx.HTTPError:
+    except (httpx.HTTPError, ClientDisconnect):
         return JSONResponse({"error": {"message": "the model does not answer", "type": "server_error"}}, 502)
     passed = {name: value for name, value in answer.headers.items() if name not in CONNECTION - {"content-length"}}
     return StreamingResponse(answer.aiter_raw(), answer.status_code, passed, background=BackgroundTask(answer.aclose))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -172,6 +174,25 @@ def test_what_has_no_price_passes_unchanged(url: str, upstream: Upstream) -> Non
     assert (answer.status_code, answer.headers["x-own"]) == (200, "1")
     assert answer.text == "PUT /v1/files/a b?c=d%20e"
     assert upstream.bodies[-1] == b"content"
+
+
+@pytest.mark.parametrize("rest", [b" last", b""])
+def test_K01_a_body_without_a_price_passes_as_it_comes(url: str, upstream: Upstream, rest: bytes) -> None:
+    """It has no limit, and is kept nowhere. Nor is there a fault where its sender leaves amid it."""
+    upstream.seen.clear()
+    upstream.bodies.clear()
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as caller:
+        head = b"PUT /v1/files/a HTTP/1.1\r\nHost: %b\r\nContent-Length: 10\r\nConnection: close\r\n\r\n"
+        caller.sendall(head % host.encode() + b"first")
+        end = time.monotonic() + 10
+        while not upstream.seen and time.monotonic() < end:
+            time.sleep(0.01)
+        assert upstream.seen
+        caller.sendall(rest)
+        if rest:
+            assert caller.makefile("rb").read().startswith(b"HTTP/1.1 200 ")
+            assert upstream.bodies == [b"first last"]
 
 
 def test_what_is_sold_and_where_it_is_paid_can_be_seen(url: str) -> None:
