@@ -271,6 +271,64 @@ def test_a_file_that_is_something_else_stays_as_it_is(tmp_path: Path, ledger: Le
         assert why in done.err
 
 
+def test_J03_a_damaged_file_is_told_as_that_and_not_as_busy(tmp_path: Path, ledger: Ledger) -> None:
+    """Asked again it is as damaged."""
+    place = tmp_path / "payments.db"
+
+    async def many() -> None:
+        store = SQLiteStore(place)
+        await store.start()
+        await asyncio.gather(*[store.deposit(account(), 1, f"d{number}", reference="x" * 200) for number in range(99)])
+        await store.close()
+
+    asyncio.run(many())
+    with sqlite3.connect(place) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'entries'").fetchone()
+    connection.close()
+    with place.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\x55" * 4096)
+    for asked in (("verify",), ("totals",), ("rebuild",), ("statement", WALLET)):
+        done = ledger(*asked, str(place))
+        assert (done.status, done.out) == (2, "")
+        assert "can't be read as a ledger: database disk image is malformed" in done.err
+
+
+def test_J04_a_file_that_somebody_locks_is_busy(tmp_path: Path, ledger: Ledger) -> None:
+    place = tmp_path / "payments.db"
+
+    async def make() -> None:
+        store = SQLiteStore(place)
+        await store.start()
+        await store.close()
+
+    asyncio.run(make())
+    blocker = sqlite3.connect(place, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    done = ledger("verify", str(place))
+    assert (done.status, done.out) == (6, "")
+    assert "locked" in done.err
+    blocker.close()
+
+
+def test_a_place_that_can_not_be_looked_at_is_no_crash(ledger: Ledger) -> None:
+    done = ledger("verify", "x" * 300)  # the system's own limit is 255
+    assert (done.status, done.out) == (2, "")
+    assert "can't be read as a ledger" in done.err
+
+
+def test_a_file_of_somebody_elses_schema_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "other.db"
+    connection = sqlite3.connect(place, isolation_level=None)
+    connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT)")
+    connection.execute("INSERT INTO meta VALUES ('schema', 'v2')")
+    connection.execute("CREATE TABLE claims (id TEXT)")
+    connection.close()
+    done = run("ledger", "verify", str(place))
+    assert (done.status, done.out) == (2, "")
+    assert "can't be opened" in done.err
+
+
 def test_money_of_lightning_is_told_in_satoshi(tmp_path: Path) -> None:
     network, payment_hash, place = "bip122:000000000019d6689c085ae165831e93", "ab" * 32, str(tmp_path / "sat.db")
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.test_store import FAR, new_claim, settle
-from x402kit.errors import ConfigError, RailUnavailable, TooManyRequests
+from x402kit.errors import ConfigError, LedgerUnreachable, RailUnavailable, TooManyRequests
 from x402kit.ledger import files
+from x402kit.ledger.open import store_of
 from x402kit.ledger.sqlite import SQLiteStore
 
 
@@ -77,6 +80,32 @@ async def test_J04_a_locked_file_is_503_after_a_bounded_wait(tmp_path: Path) -> 
     await store.close()
 
 
+async def test_J04_a_file_that_is_locked_at_the_start_is_busy_and_no_wrong_setting(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "claims.db", busy_seconds=0.05)
+    await store.start()
+    await store.close()
+    blocker = sqlite3.connect(tmp_path / "claims.db", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerUnreachable, match="locked"):
+        await store.start()
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    await store.start()
+    assert (await store.claim(new_claim())).owner == "a"
+    await store.close()
+
+
+async def test_J04_what_waits_for_the_chain_alone_is_not_leased_again_by_a_beat(store: SQLiteStore) -> None:
+    """Anybody may look at the chain for it at once, and whoever shows the payment again."""
+    await store.claim(new_claim())
+    assert await store.move("p", "intend", "a", reference="0x1", intent=b"raw")
+    store._next_beat = 0  # pyright: ignore[reportPrivateUsage]  # the same transaction has a beat
+    assert await store.move("p", "lose", "a", next_check=0)
+    found = await store.take("p", "unknown", "b")
+    assert found is not None
+    assert found.owner == "b"
+
+
 async def test_a_cancelled_caller_does_not_undo_or_disturb_a_commit(store: SQLiteStore) -> None:
     task = asyncio.ensure_future(store.claim(new_claim()))
     await asyncio.sleep(0)
@@ -133,3 +162,38 @@ async def test_a_place_that_cannot_be_written_is_an_error_at_start(tmp_path: Pat
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(ConfigError, match="can't be opened"):
         await SQLiteStore(tmp_path / "file" / "claims.db").start()
+
+
+async def test_I12_a_start_that_runs_out_of_descriptors_leaves_nothing_and_can_be_made_again(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "claims.db", busy_seconds=0.05)
+    await store.start()
+    await store.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/dev/fd")))
+    gaps = [os.dup(0)]
+    while gaps[-1] <= highest:
+        gaps.append(os.dup(0))
+    threads, opened, refused = threading.active_count(), len(os.listdir("/dev/fd")), 0
+    for left in range(12):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (gaps[-1] + 1 + left, hard))
+        try:
+            await store.start()
+            await store.close()
+        except ConfigError:
+            refused += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (threading.active_count(), len(os.listdir("/dev/fd"))) == (threads, opened)
+        await store.start()
+        async with asyncio.timeout(5):
+            assert await store.get("p") is None
+        await store.close()
+    for gap in gaps:
+        os.close(gap)
+    assert 1 < refused < 12
+
+
+async def test_a_ledger_without_a_name_is_refused() -> None:
+    """To SQLite it is a file of its own for each connection, gone with it."""
+    with pytest.raises(ConfigError, match="empty"):
+        store_of("")

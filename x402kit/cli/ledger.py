@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return asyncio.run(_opened(store, arguments))
     except ServerError as e:
+        if type(e.__cause__) is sqlite3.DatabaseError:  # the file is damaged, and will be when it is asked again
+            raise ConfigError(f"{place!r} can't be read as a ledger: {e.__cause__}") from e
         error(f"the ledger did not answer: {e}")
         return UNREACHABLE
     except LedgerUnreachable as e:
@@ -77,13 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_file(place: str) -> None:
     """A store makes what is not there; who mistypes a name must not be told that all is well."""
-    if not Path(place).is_file():
-        raise ConfigError(f"there is no ledger at {place!r}")
     try:
+        if not Path(place).is_file():
+            raise ConfigError(f"there is no ledger at {place!r}")
         with contextlib.closing(sqlite3.connect(f"{Path(place).absolute().as_uri()}?mode=ro", uri=True)) as found:
             if found.execute("SELECT 1 FROM sqlite_master WHERE name = 'claims'").fetchone():
                 return
-    except sqlite3.DatabaseError as e:
+    except (sqlite3.DatabaseError, OSError) as e:
         raise ConfigError(f"{place!r} can't be read as a ledger: {e}") from e
     raise ConfigError(f"{place!r} is no ledger")
 

@@ -21,6 +21,8 @@ def store_of(ledger: str | os.PathLike[str] | S) -> Store | S:
     if not isinstance(ledger, str | os.PathLike):
         return ledger
     path: str = os.fspath(ledger)  # pyright: ignore[reportUnknownArgumentType]  # a path of text, by its type
+    if not path:  # to SQLite a file of its own for each connection, that nobody finds again
+        raise ConfigError("a ledger is a file's path or postgresql://…, not an empty text")
     scheme, is_address, _ = path.partition("://")
     if is_address:
         if scheme not in ("postgres", "postgresql"):

@@ -13,14 +13,14 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
-from ..errors import ConfigError, RailUnavailable
+from ..errors import ConfigError, LedgerUnreachable, RailUnavailable
 from .files import boot_id, lock_memory, refuse_network_file_system
 from .sqlite_schema import migrate
-from .worker import Together, Worker
+from .worker import Together, Worker, is_busy
 
 __all__ = ["SQLiteFile", "clock"]
 
@@ -71,28 +71,35 @@ class SQLiteFile:
         else:
             refuse_network_file_system(self.path)
         self._forks = _forks
-        self._writer = Worker(self._open, every=self._lease_ms / 3000, tick=self._beat, busy_seconds=self._busy_seconds)
+        self._writer = self._reader = Worker(
+            self._open, every=self._lease_ms / 3000, tick=self._beat, busy_seconds=self._busy_seconds
+        )
         try:
             self._writer.start()
-        except (sqlite3.Error, OSError) as e:
-            self._writer = None
-            raise ConfigError(f"the ledger {self.path!r} can't be opened: {e}") from e
-        except ConfigError:
-            self._writer = None
+            if not memory:
+                self._reader = Worker(self._connect, transactions=False)
+                self._reader.start()
+        except BaseException as e:
+            self._stop()
+            if isinstance(e, sqlite3.Error | OSError | ValueError):
+                kind = LedgerUnreachable if is_busy(e) else ConfigError
+                raise kind(f"the ledger {self.path!r} can't be opened: {e}") from e
             raise
-        self._reader = self._writer
-        if not memory:
-            self._reader = Worker(self._connect, transactions=False)
-            self._reader.start()
 
     async def close(self) -> None:
         if self._writer is not None and any(self._held.values()):
             with contextlib.suppress(RailUnavailable):  # the leases end by themselves
                 await self._write(self._let_go)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Let go of all that is open. Who opens it again works on nothing of what was under way."""
         for worker in {self._writer, self._reader}:
             if worker is not None:
                 worker.stop()
         self._writer = self._reader = None
+        for held in self._held.values():
+            held.clear()
         if self._memory_lock is not None:
             self._memory_lock.close()
         self._memory_lock = None
@@ -115,8 +122,9 @@ class SQLiteFile:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=self._busy_seconds, isolation_level=None, cached_statements=128)
-        _use_wal(connection, self._busy_seconds)
-        connection.execute("PRAGMA synchronous=FULL")
+        with _closed_on_failure(connection):
+            _use_wal(connection, self._busy_seconds)
+            connection.execute("PRAGMA synchronous=FULL")
         return connection
 
     def _open(self) -> sqlite3.Connection:
@@ -125,6 +133,11 @@ class SQLiteFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
         connection = self._connect()
+        with _closed_on_failure(connection):
+            self._prepare(connection)
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         migrate(connection)
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
@@ -141,7 +154,6 @@ class SQLiteFile:
         # Pages that many moves touch are neither read again from the file, nor copied into it with every hundredth.
         connection.execute("PRAGMA cache_size = -16000")
         connection.execute("PRAGMA wal_autocheckpoint = 1000")
-        return connection
 
     def _beat(self, connection: sqlite3.Connection) -> None:
         """Say that this process still works on what it holds; runs in the writer's thread, whatever the loop does."""
@@ -207,6 +219,16 @@ os.register_at_fork(after_in_child=_forked)
 def clock() -> int:
     """The leases' clock, in milliseconds."""
     return time.monotonic_ns() // 1_000_000
+
+
+@contextlib.contextmanager
+def _closed_on_failure(connection: sqlite3.Connection) -> Generator[None]:
+    """The error may live for long, and with it descriptors, and the lock of a transaction that broke off."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _use_wal(connection: sqlite3.Connection, seconds: float) -> None:

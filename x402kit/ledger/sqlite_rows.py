@@ -57,12 +57,11 @@ class SQLiteRows(SQLiteFile):
             columns["lease_until"] = 0
         sql, together = _moves(table, move, tuple(columns), owner is not None)
         values = (*columns.values(), payment_id) if owner is None else (*columns.values(), payment_id, owner)
-        try:
-            return await self._write(lambda c: c.execute(sql, values).rowcount == 1, together, values)
-        finally:
-            if ends and owner is not None:
-                # Done or not: whoever asked works on it no more, and its lease must be able to end.
-                self._held[table].discard((owner, payment_id))
+        if ends and owner is not None:
+            # Done or not: whoever asked works on it no more, and its lease must be able to end. Before the move, since
+            # a beat of the same transaction would give a new lease to what waits for the chain alone.
+            self._held[table].discard((owner, payment_id))
+        return await self._write(lambda c: c.execute(sql, values).rowcount == 1, together, values)
 
     async def _note(self, table: str, payment_id: str, columns: dict[str, Any]) -> None:
         sql = f"UPDATE {table} SET {_assignments(tuple(columns))} WHERE payment_id = ?"

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Final, TypeVar
 
-from ..errors import RailUnavailable, X402KitError
+from ..errors import RailUnavailable
 from .waking import Waking
 
-__all__ = ["ROWS", "NotAll", "Together", "Worker", "execute_rows"]
+__all__ = ["ROWS", "NotAll", "Together", "Worker", "execute_rows", "is_busy"]
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], Any]
@@ -81,6 +81,14 @@ def unavailable(error: sqlite3.Error) -> RailUnavailable:
     return made
 
 
+def is_busy(error: Exception) -> bool:
+    """Whether somebody else has the file's lock."""
+    return (
+        isinstance(error, sqlite3.OperationalError)
+        and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+    )
+
+
 class Worker:
     """Runs operations on one connection in one thread; ``transactions`` off is for a reader."""
 
@@ -121,7 +129,8 @@ class Worker:
         with self._coming:
             self._stopped = True
             self._queue.put(None)
-        self._thread.join()
+        if self._thread.ident is not None:  # else it could not even be started
+            self._thread.join()
         with self._coming:
             wakings = tuple(self._wakings.values())
             self._wakings.clear()
@@ -190,7 +199,7 @@ class Worker:
     def _run(self) -> None:
         try:
             connection = self._connect()
-        except (sqlite3.Error, OSError, X402KitError) as e:
+        except Exception as e:  # noqa: BLE001  # the background border: who starts us waits for an answer
             self._started.put(e)
             return
         self._started.put(None)
@@ -268,7 +277,7 @@ def _begin(connection: sqlite3.Connection, seconds: float) -> None:
             connection.execute("BEGIN IMMEDIATE")
             return
         except sqlite3.OperationalError as e:
-            if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+            if not is_busy(e) or time.monotonic() > end:
                 raise
             time.sleep(0.0005 + 0.002 * random.random())
 
