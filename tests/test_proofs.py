@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -100,6 +101,18 @@ def test_C11_no_two_challenges_are_alike_and_nothing_is_stored() -> None:
 )
 def test_A14_whatever_the_url_a_challenge_can_be_read(url: str, uri: str) -> None:
     assert proofs().challenge(NOW, url)["info"]["uri"] == uri
+
+
+def test_I12_a_long_path_is_not_remembered() -> None:
+    here = proofs()
+    here.challenge_text(NOW, URL)
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            assert f'"uri":"{ORIGIN}/"' in here.challenge_text(NOW, f"{URL}/{number:020000}")
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_resources_stand_in_the_challenge() -> None:

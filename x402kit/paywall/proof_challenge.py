@@ -44,12 +44,16 @@ def is_same_origin(uri: str, origin: str) -> bool:
     return uri.startswith(origin) and uri[len(origin) : len(origin) + 1] in ("", "/", "?", "#")
 
 
-@lru_cache(maxsize=1024)
 def _place(url: str, origin: str) -> str:
     """The URI that a text names: the URL without its query, or the origin where others could not read it."""
     uri = url.partition("?")[0]
-    fits = len(uri) <= _URI_MAX and is_same_origin(uri, origin) and _URI.fullmatch(uri)
-    return uri if fits else origin + "/"
+    # What is remembered has a bound, and paths have none here (I12).
+    return uri if len(uri) <= _URI_MAX and _fits(uri, origin) else origin + "/"
+
+
+@lru_cache(maxsize=1024)
+def _fits(uri: str, origin: str) -> bool:
+    return is_same_origin(uri, origin) and _URI.fullmatch(uri) is not None
 
 
 @lru_cache(maxsize=256)
