@@ -297,10 +297,11 @@ class PaysAtOnce(OfflineRail):
         return Intent("0x" + secrets.token_hex(32), b"payout")
 
     async def payout_outcome(self, claim: Claim) -> Outcome:
-        return Outcome("settled", reference=claim.reference, final=True)
+        scripted = await self._step("payout_outcome")
+        return scripted or Outcome("settled", reference=claim.reference, final=True)
 
     async def send(self, intent: Intent) -> Outcome:
-        return Outcome("settled", reference=intent.reference, final=True)
+        return Outcome("pending", reference=intent.reference)
 
 
 async def test_F01_a_proof_that_names_no_network_is_not_told_of_another_ones_payout(tmp_path: Path) -> None:
@@ -322,6 +323,26 @@ async def test_F01_a_proof_that_names_no_network_is_not_told_of_another_ones_pay
     assert told == [(200, "5.000000"), (403, "proof-used"), (200, "5.000000")]
     assert [(await paywall.store.balance(account)).available for account in accounts] == [0, 5_000_000]
     await paywall.stop()
+
+
+async def test_I02_a_payout_of_a_wallet_that_another_has_gone_before_is_seen_to_its_end(tmp_path: Path) -> None:
+    owner, old, new = evm_wallet(secrets.token_bytes(32)), PaysAtOnce(), PaysAtOnce(pay_to="0x" + "1" * 40)
+    account = Account.of(old.network, old.asset.address, owner.address)
+    proof = {"X-Sign-In-With-X": header(katana(owner, int(time.time()), service=SERVICE)).decode()}
+    told: list[tuple[int, str]] = []
+    for rails, seen in (([old], [Outcome("pending")] * 9), ([new, old], [])):
+        old.script["payout_outcome"] = seen
+        paywall = Paywall(rails, tmp_path / "payments.db", origin=ORIGIN, reconcile_seconds=3600, settle_seconds=0)
+        app = paywall.protect(Starlette(routes=[Mount("/v1/x402", paywall.wallet_service(withdraw=True))]))
+        await paywall.start()
+        await paywall.store.deposit(account, 5_000_000, "by hand")
+        for row in await paywall.store.due_payouts(int(time.time()) + 3600):
+            await paywall.store.note_payout(row.payment_id, next_check=0)
+        await paywall.reconcile()
+        said = await ask(app, "POST", "/v1/x402/withdraw", proof)
+        told.append((said.status, said.json()["state"]))
+        await paywall.stop()
+    assert told == [(202, "unknown"), (200, "settled")]
 
 
 @pytest.mark.parametrize(("down", "state"), [("intend", "failed"), ("confirm", "settled")])

@@ -103,11 +103,12 @@ class Payouts:
 
     def __init__(self, store: Store, rails: Iterable[Rail], *, wait_seconds: float = 25) -> None:
         self._store = store
-        able = [rail for rail in rails if isinstance(rail, PayingRail) and rail.payer_wallet]
-        self._rails = {rail.network: (rail, _Outward(rail)) for rail in reversed(able)}
+        able = [(rail, _Outward(rail)) for rail in rails if isinstance(rail, PayingRail) and rail.payer_wallet]
+        self._rails = {rail.network: (rail, outward) for rail, outward in reversed(able)}
         rows = _Rows(store)
-        outward: Sequence[Any] = [outward for _, outward in self._rails.values()]
-        self._settler = Settler(rows, outward, wait_seconds=wait_seconds, lost=rows.lost)
+        # All of them: what one wallet began to send is seen to its end when another one goes first by now.
+        every: Sequence[Any] = [outward for _, outward in able]
+        self._settler = Settler(rows, every, wait_seconds=wait_seconds, lost=rows.lost)
         self._process = f"payout:{os.getpid()}:{secrets.token_hex(4)}"
         self._attempts = itertools.count()
         self._waiting: Counter[str] = Counter()
