@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import os
 import signal
 import sqlite3
@@ -20,7 +22,7 @@ from tests.support.clients import KEY, call, client_of, payer
 from tests.support.paid_server import PaidServer, entry
 from tests.support.paid_server import seller as seller
 from tests.support.paid_server import server as server
-from x402kit.client import Limits, Payer, PayerError, TooDear, payment_of
+from x402kit.client import BalanceCall, Limits, Payer, PayerError, TooDear, payment_of
 from x402kit.client.journal import COOL, KEEP, SHOWN_LATE, Journal, Payment
 from x402kit.errors import ConfigError
 from x402kit.protocols import x402
@@ -76,9 +78,8 @@ def test_M03_the_row_is_on_disk_before_the_payment_is_sent(tmp_path: Path) -> No
     def answer(request: httpx.Request) -> httpx.Response:
         if "payment-signature" not in request.headers:
             return httpx.Response(402, headers={"payment-required": challenge})
-        with sqlite3.connect(path) as db:
+        with contextlib.closing(sqlite3.connect(path)) as db:
             seen.extend(db.execute("SELECT value = ?, state FROM payments", (request.headers["payment-signature"],)))
-        db.close()
         return httpx.Response(200)
 
     paying = payer(journal=path)
@@ -90,9 +91,8 @@ def test_M03_the_row_is_on_disk_before_the_payment_is_sent(tmp_path: Path) -> No
 def test_M03_a_journal_that_can_not_be_written_signs_nothing(tmp_path: Path, seller: PaidServer) -> None:
     path = tmp_path / "payments.db"
     paying = payer(journal=path)
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TRIGGER full BEFORE INSERT ON payments BEGIN SELECT RAISE(ABORT, 'disk full'); END")
-    db.close()
     for kind in ("httpx", "httpx2 async"):
         with pytest.raises(PayerError, match="journal"):
             call(paying, kind, seller.url + "/v2/a")
@@ -105,9 +105,8 @@ def test_a_row_that_can_not_be_closed_costs_nobody_the_answer(
 ) -> None:
     path = tmp_path / "payments.db"
     paying = payer(journal=path)
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TRIGGER full BEFORE UPDATE ON payments BEGIN SELECT RAISE(ABORT, 'disk full'); END")
-    db.close()
     assert call(paying, "httpx", seller.url + "/v2/a").content == b"goods hi"
     assert "could not be written down" in caplog.text
 
@@ -127,13 +126,13 @@ def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE mine (x)")
-    db.close()
     (tmp_path / "text").write_text("not a database, but long enough to be read as one " * 20)
     for name in ("other.db", "text", "other.db/below"):
         with pytest.raises(ConfigError, match="journal"):
             Journal(tmp_path / name)
+    gc.collect()  # a connection that was left open would say so, since Python 3.13
 
 
 # After a crash
@@ -191,9 +190,8 @@ def test_M03_a_payment_that_another_live_process_uses_is_not_taken(tmp_path: Pat
 def test_a_lease_is_not_believed_for_ever(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "payments.db")
     reserve(journal)
-    with sqlite3.connect(tmp_path / "payments.db") as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / "payments.db")) as db, db:
         db.execute("UPDATE payments SET owner = ?", (f"{os.getppid()}-x",))
-    db.close()
     assert taken(journal, NOW + 60) == ""
     assert taken(journal, NOW + 901) == "a"
 
@@ -228,6 +226,42 @@ def test_a_forked_child_opens_the_file_anew(tmp_path: Path) -> None:
     assert {row.reference for row in Journal(path).payments()} == {"parent", "child", "parent again"}
 
 
+def test_a_forked_childs_threads_open_the_file_once_and_none_uses_the_parents(tmp_path: Path) -> None:
+    """A server that was loaded before it forked: its workers' threads begin all at once."""
+    code = """
+import os, sys, threading
+from tests.test_client_journal import Journal, NOW, reserve
+from x402kit.client import journal as module
+journal = Journal(sys.argv[1]); live = reserve(journal, 'parent')
+if child := os.fork():
+    sys.exit(os.waitpid(child, 0)[1] >> 8)
+parents, opened, used, connect = journal._db, [], [], module.connect
+
+def slowly(path):
+    threading.Event().wait(0.2)
+    opened.append(connect(path))
+    return opened[-1]
+
+def use(number):
+    begin.wait(10)
+    with journal._locked() as db:
+        used.append(db)
+    used.append(reserve(journal, str(number)))
+
+module.connect, begin = slowly, threading.Barrier(4)
+threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.stdout.flush()
+os._exit(0 if len(opened) == 1 and len(used) == 8 and parents not in used else 1)
+"""
+    path = tmp_path / "payments.db"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=True, timeout=60)
+    assert len(Journal(path).payments()) == 5
+
+
 # How long a payment is shown again
 
 
@@ -260,6 +294,27 @@ def test_M02_the_third_refusal_ends_it_once_it_can_not_land() -> None:
         assert taken(journal, NOW + seconds) == "a"
         journal.finish("a", "refused", NOW + seconds, refused=True)
     assert taken(journal, NOW + 71) == ""
+
+
+@pytest.mark.parametrize("state", ["accepted", "given up"])
+def test_M02_what_is_over_stays_so(tmp_path: Path, state: str) -> None:
+    """Two calls may have shown one payment, as in two containers, which can't see each other's processes."""
+    journal = Journal(tmp_path / "payments.db")
+    reserve(journal)
+    journal.finish("a", state, NOW)
+    journal.finish("a", "unknown", NOW, reason="its answer was lost")
+    assert taken(journal, NOW + 1) == ""
+    journal.finish("a", "accepted", NOW, transaction="0x1")
+    assert [(row.state, row.transaction) for row in journal.payments()] == [("accepted", "0x1")]
+
+
+@pytest.mark.parametrize("state", ["answered", "refused", "given up"])
+def test_C06_a_call_from_the_balance_that_is_over_stays_so(state: str) -> None:
+    journal, made = Journal(), BalanceCall("call-a", b"request", "GET", "https://seller/", "0xpayer", "key", NOW)
+    journal.begin_call(made, Call())
+    journal.end_call("call-a", state, NOW)
+    journal.end_call("call-a", "unknown", NOW)
+    assert not journal.has_open_call(b"request", "0xpayer", NOW + 1)
 
 
 # Budgets
@@ -380,6 +435,57 @@ print("whole")
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
+
+
+def test_J03_a_commit_that_fails_leaves_a_journal_that_works(tmp_path: Path) -> None:
+    """As on a full disk, when there is room again."""
+    path = tmp_path / "payments.db"
+    journal = Journal(path)
+    deny = [True]
+
+    def allow(action: int, what: str | None, *_: object) -> int:
+        is_commit = (action, what) == (sqlite3.SQLITE_TRANSACTION, "COMMIT")
+        return sqlite3.SQLITE_DENY if is_commit and deny else sqlite3.SQLITE_OK
+
+    journal._db.set_authorizer(allow)  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(PayerError, match="journal"):
+        reserve(journal, day=10_000)
+    deny.clear()
+    assert Journal(path).payments() == []  # nor does it hold up anybody else
+    reserve(journal, "b", day=10_000)
+    reserve(Journal(path), "c")
+    assert [row.reference for row in journal.payments()] == ["b", "c"]
+
+
+def test_M12_ctrl_c_while_it_waits_for_the_file_leaves_a_journal_that_works(tmp_path: Path) -> None:
+    """In a process of its own, whose main thread is interrupted."""
+    script = """
+import os, signal, sqlite3, sys, threading
+from tests.test_client_journal import Journal, reserve
+journal, other = Journal(sys.argv[1]), sqlite3.connect(sys.argv[1], isolation_level=None, check_same_thread=False)
+other.execute("BEGIN IMMEDIATE")
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(0.3)
+    other.execute("ROLLBACK")
+
+timer = threading.Timer(0.3, interrupt)
+timer.start()
+try:
+    reserve(journal, "a")
+except KeyboardInterrupt:
+    print("interrupted")
+timer.join()
+reserve(journal, "b")
+other.execute("BEGIN IMMEDIATE")
+print([row.reference for row in journal.payments()])
+"""
+    path = tmp_path / "payments.db"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "interrupted\n['b']\n", done.stderr
 
 
 def test_a_closed_journal_signs_nothing(seller: PaidServer) -> None:

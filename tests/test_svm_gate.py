@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -77,7 +78,7 @@ class Shop:
         return await self.http.request("GET", path, headers={"PAYMENT-SIGNATURE": header}, **request)
 
     def claims(self) -> int:
-        with sqlite3.connect(self.ledger) as books:
+        with contextlib.closing(sqlite3.connect(self.ledger)) as books:
             found: int = books.execute("SELECT count(*) FROM claims").fetchone()[0]
         return found
 

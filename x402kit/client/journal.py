@@ -35,7 +35,7 @@ from typing import Final
 
 from ..errors import ConfigError, PayerError, TooDear
 from . import journal_calls, journal_lightning
-from .journal_calls import BalanceCall
+from .journal_calls import BalanceCall, whole
 from .journal_file import connect
 from .journal_lightning import Invoice, Token
 
@@ -71,7 +71,13 @@ ON CONFLICT DO UPDATE SET micros = micros + excluded.micros WHERE :cap IS NULL O
 _FINISH: Final = """
 UPDATE payments SET state = :state, transaction_hash = :transaction, reason = :reason, ended_at = :now, owner = '',
 lease_until = 0, refusals = CASE WHEN :refused THEN refusals + 1 WHEN :state = 'refused' THEN refusals ELSE 0 END,
-value = CASE WHEN :closed THEN '' ELSE value END WHERE reference = :reference
+value = CASE WHEN :closed THEN '' ELSE value END
+WHERE reference = :reference AND (:state = 'accepted' OR state NOT IN ('accepted', 'given up', 'released'))
+"""
+"""What is closed stays so: two calls may have shown one payment, and the value of a closed one is gone."""
+_REOPEN: Final = """
+UPDATE payments SET state = 'signed', value = ?, owner = ?, lease_until = ?
+WHERE reference = ? AND state IN ('accepted', 'signed', 'unknown') AND owner IN ('', ?)
 """
 _UNCOUNT: Final = "UPDATE spent SET micros = max(0, micros - ?) WHERE payer = ? AND period = ?"
 
@@ -83,6 +89,7 @@ WHERE reference = ? AND state IN ('signed', 'unknown', 'refused')
 _owners: set[str] = set()
 """The journals that are open in this process."""
 _inherited: list[sqlite3.Connection] = []
+_reopening: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +132,30 @@ class Journal:
         self._open()
 
     def _open(self) -> None:
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
-        self._owner = f"{self._pid}-{secrets.token_hex(8)}"
-        self._live: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
-        _owners.add(self._owner)
         try:
-            self._db = connect(self._path)
+            db = connect(self._path)
         except (OSError, sqlite3.Error) as e:
             raise ConfigError(f"the journal {self._path} can't be opened: {e}") from e
+        self._lock = threading.Lock()
+        self._owner = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self._live: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
+        _owners.add(self._owner)
+        self._db = db
         self.close = weakref.finalize(self, _close, self._db, self._owner, self._lock)
+        self._pid = os.getpid()  # last: by it other threads know that all of it is this process's
+
+    def _reopen(self) -> None:
+        """Forked: the parent's connection must be neither used nor closed here."""
+        with _reopening:
+            if self._pid != os.getpid():
+                _inherited.append(self._db)
+                self.close.detach()
+                self._open()
 
     @contextlib.contextmanager
     def _locked(self) -> Generator[sqlite3.Connection]:
         if self._pid != os.getpid() and self._path is not None:
-            _inherited.append(self._db)  # forked: the parent's connection must be neither used nor closed here
-            self.close.detach()
-            self._open()
+            self._reopen()
         try:
             with self._lock:
                 yield self._db
@@ -151,13 +165,14 @@ class Journal:
     @contextlib.contextmanager
     def _writing(self) -> Generator[sqlite3.Connection]:
         with self._locked() as db:
-            db.execute("BEGIN IMMEDIATE")
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield db
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # Ctrl-C comes behind a BEGIN that had to wait, too, and a COMMIT may fail
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
 
     def take(self, fingerprint: bytes, payer: str, now: int, holder: object) -> Payment | None:
         """The open payment for a request, leased to ``holder`` while that lives; None where it is in use."""
@@ -240,11 +255,18 @@ class Journal:
 
         ``refused`` counts as a refusal; the state ``refused`` without it is a payment that was not sent this time.
         """
-        values = {"reference": reference, "state": state, "now": now, "transaction": transaction}
-        values |= {"reason": reason[:500], "refused": refused, "closed": state in ("accepted", "given up")}
+        values = {"reference": reference, "state": state, "now": now, "transaction": whole(transaction)}
+        values |= {"reason": whole(reason[:500]), "refused": refused, "closed": state in ("accepted", "given up")}
         with self._writing() as db:
             self._live.pop(reference, None)
             db.execute(_FINISH, values)
+
+    def reopen(self, payment: Payment, now: int, holder: object) -> None:
+        """Its call is not over, for which it was accepted, or is under way: ``holder`` uses it."""
+        with self._writing() as db:
+            row = (payment.value, self._owner, now + LEASE, payment.reference, self._owner)
+            if db.execute(_REOPEN, row).rowcount:
+                self._live[payment.reference] = holder
 
     def holds(self, reference: str, holder: object) -> bool:
         """Whether the row is in use by ``holder``."""
@@ -289,7 +311,7 @@ class Journal:
         """It is certain that no money moved, and none will: give the budget back at once."""
         with self._writing() as db:
             self._live.pop(payment.reference, None)
-            changed = db.execute(_RELEASE, (reason[:500], now, payment.reference)).rowcount
+            changed = db.execute(_RELEASE, (whole(reason[:500]), now, payment.reference)).rowcount
             for period in _periods(payment.created_at) if changed else ():
                 db.execute(_UNCOUNT, (payment.micros, payment.payer, period))
 

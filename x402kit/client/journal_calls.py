@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from typing import Final
 
-__all__ = ["BalanceCall", "begin", "calls", "end", "find", "make_table", "purge"]
+__all__ = ["BalanceCall", "begin", "calls", "end", "find", "make_table", "purge", "whole"]
 
 REUSED: Final = 3 * 3600
 """Longer than an SDK's retries can take."""
@@ -68,6 +68,11 @@ WHERE fingerprint = ? AND payer = ? AND state IN ('sent', 'unknown', 'cooling') 
 """
 
 
+def whole(text: str) -> str:
+    """A server's words without halves of characters, which JSON can spell and SQLite does not take."""
+    return text.encode(errors="replace").decode()
+
+
 def make_table(db: sqlite3.Connection) -> None:
     """As often as one likes. Older versions of this library pass over the table."""
     for statement in _SCHEMA:
@@ -104,8 +109,8 @@ def end(db: sqlite3.Connection, reference: str, state: str, now: int, charged: i
     """What became of a call."""
     db.execute(
         "UPDATE calls SET state = ?, charged = ?, reason = ?, ended_at = ?, refusals = refusals + ?, owner = '', "
-        "lease_until = 0 WHERE reference = ?",
-        (state, charged, reason[:500], now, state == "cooling", reference),
+        "lease_until = 0 WHERE reference = ? AND (? = 'answered' OR state IN ('sent', 'unknown', 'cooling'))",
+        (state, charged, whole(reason[:500]), now, state == "cooling", reference, state),
     )
 
 

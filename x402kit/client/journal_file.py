@@ -37,6 +37,15 @@ def connect(path: Path | None) -> sqlite3.Connection:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     db = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=10)
+    try:
+        _prepare(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path | None) -> None:
     db.execute("PRAGMA busy_timeout = 10000")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
@@ -52,6 +61,4 @@ def connect(path: Path | None) -> sqlite3.Connection:
         journal_lightning.make_tables(db)
     db.execute("COMMIT")
     if version != _VERSION:
-        db.close()
         raise ConfigError(f"{path} is not a payment journal that this version can read")
-    return db
