@@ -92,6 +92,7 @@ class Attempt:
         self._setup = setup
         self._target = target
         self._in_use: Payment | None = None
+        self.paid: Payment | None = None
         self._signing = ""
         self._shown: list[str] = []
         self._failure = ""
@@ -225,6 +226,8 @@ class Attempt:
     def _sign(self, offers: list[Offer]) -> Generator[Step, Any, Payment]:
         """Policy, then the caps, the signature and the row in one transaction. Raises ``PolicyRefused``."""
         setup = self._setup
+        if paid := self._target.paid:
+            raise PolicyRefused("the call was paid, and led on to another price; no more was signed", reference=paid)
         self._balance.check_alone()
         offer = setup.policy.choose(offers, self._target)
         if setup.lightning is not None and is_lightning(offer.terms.network):
@@ -304,7 +307,7 @@ class Attempt:
 
     def _show(self, payment: Payment, *, fresh: bool) -> Generator[Step, Any, Answer]:
         """Show one payment until there is an answer that decides, or the tries are used up."""
-        self._in_use = payment
+        self._in_use = self.paid = payment
         self._shown.append(payment.reference)
         self._doubt = not fresh and payment.state != "refused"
         self._unsent = fresh

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import httpx
@@ -20,9 +22,23 @@ from .core import Attempt, Setup
 from .policy import Target
 from .proofs import has_proof
 from .receipts import EXTENSION, PaymentInfo
-from .steps import Answer, Lost, Send
+from .redirects import Led
+from .steps import Answer, Lost, Send, Steps, Store
 
-__all__ = ["NETWORK", "PROVES", "TOP_UP", "AsyncReplay", "End", "Exchange", "Family", "Head", "Replay", "is_ours"]
+__all__ = [
+    "BODY_SECONDS",
+    "NETWORK",
+    "PROVES",
+    "REST_SECONDS",
+    "TOP_UP",
+    "AsyncReplay",
+    "End",
+    "Exchange",
+    "Family",
+    "Head",
+    "Replay",
+    "is_ours",
+]
 
 BUFFER_MAX: Final = 1024 * 1024
 """Bytes of a request body of known length that are read into memory, so that it can be sent twice (M11)."""
@@ -32,6 +48,10 @@ TOP_UP: Final = "x402kit.top_up"
 PROVES: Final = "x402kit.proves"
 NETWORK: Final = "x402kit.network"
 """What our client of wallet services says of its requests: ``top_up``, ``proves`` and ``network`` of ``Target``."""
+BODY_SECONDS: Final = 15.0
+"""For which a 402's body is read: who sends it byte by byte would hold the call for days."""
+REST_SECONDS: Final = 1.0
+"""For which the rest of an answer is read that is of no use, so that its connection can be used again."""
 _SLICE: Final = 1024
 _FORM: Final = re.compile(r"multipart/form-data; boundary=([0-9a-f]{32})\Z")
 """A form whose boundary httpx has drawn. One that the caller chose stays."""
@@ -99,7 +119,7 @@ def _steady(family: Family, request: httpx.Request) -> httpx.Request:
     return family.request(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
 
 
-def _target(request: httpx.Request) -> Target:
+def _target(request: httpx.Request, paid: str) -> Target:
     url, origin = request.url, _origin(request.url)
     place = origin + url.raw_path.decode("ascii")
     parts = (request.method.encode(), place.encode(), request.content)
@@ -120,6 +140,7 @@ def _target(request: httpx.Request) -> Target:
         network=hints.get(NETWORK, ""),
         authorized="authorization" in request.headers,
         digest=hashlib.sha256(request.content).digest(),
+        paid=paid,
     )
 
 
@@ -131,15 +152,32 @@ def _longer(timeout: Any, least: float) -> dict[str, Any]:
     return made
 
 
+class _Enough(Exception):
+    """The end of what is looked at."""
+
+
+class _NoMore(Iterator[bytes]):
+    def __next__(self) -> bytes:
+        raise _Enough
+
+
 class Exchange:
     """One request of the client's, and the answer that the core looks at."""
 
     def __init__(self, family: Family, setup: Setup, request: httpx.Request) -> None:
         self._family = family
         request.extensions.setdefault(FIRST_ORIGIN, _origin(request.url))
-        self._request = _steady(family, request)
+        self._asked, self._request = request, _steady(family, request)
         self.response: httpx.Response | None = None
-        self.attempt = Attempt(setup, _target(self._request))
+        self._led = Led.of(request)
+        target = _target(self._request, self._led.payment.reference if self._led else "")
+        self.attempt, self._setup = Attempt(setup, target), setup
+
+    def steps(self) -> Steps:
+        """The core's."""
+        if self._led is not None:
+            yield Store(partial(self._led.reopen, self))
+        return (yield from self.attempt.steps())
 
     def outgoing(self, step: Send) -> httpx.Request:
         """The client's request, or a copy with the payment or the proof: its own headers stay without one (M06)."""
@@ -176,6 +214,21 @@ class Exchange:
             return None
         return bytes(out)
 
+    def look(self, head: bytes) -> Exception | None:
+        """What is wrong with a body by its beginning: one that is not in its encoding is an answer that did not come,
+        and SDKs call again for it (M02).
+        """
+        assert self.response is not None
+        stream = self._family.replay([head[:_SLICE]], _NoMore(), None)
+        try:
+            for _ in self._family.response(200, headers=self.response.headers, stream=stream).iter_bytes():
+                pass
+        except self._family.decoding_error as error:
+            return error
+        except _Enough:
+            pass
+        return None
+
     @property
     def is_read(self) -> bool:
         """Whether the inner transport has read the answer: then its stream is at its end, and to read on may hang."""
@@ -193,47 +246,78 @@ class Exchange:
 
     def finished(self, info: PaymentInfo | None) -> tuple[httpx.Response, End | None]:
         """The answer for the client, and what its body must call at its end, where a payment waits for that."""
-        assert self.response is not None
+        response, led, paid = self.response, self._led, self.attempt.paid
+        assert response is not None
         if info is not None:
-            self.response.extensions = {**self.response.extensions, EXTENSION: info}
+            response.extensions = {**response.extensions, EXTENSION: info}
+        if response.has_redirect_location:
+            led = None  # it leads on
+            if info is not None and paid is not None:
+                Led(self._setup.journal, self._setup.now, paid, info).mark(self._asked)
 
         def end(error: BaseException | None) -> None:
+            if led is not None:
+                led.ended(response.status_code, error)
             if error is None:
                 self.attempt.completed(info)
             else:
                 self.attempt.interrupted(error)
 
-        return self.response, end if self.attempt.in_use else None
+        return response, end if self.attempt.in_use or led is not None else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ``interrupted`` has something to write."""
+        return self.attempt.is_open or self._led is not None
+
+    def interrupted(self, error: BaseException) -> None:
+        """The call ends before its answer did. Blocks."""
+        if self._led is not None:
+            self._led.ended(0, error)
+        self.attempt.interrupted(error)
 
 
 class Head:
-    """The beginning of a body that was looked at: chunks up to the limit, and whether that was all."""
+    """The beginning of a body that was looked at: chunks up to the limits, and whether that was all."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         self.chunks: list[bytes] = []
-        self._size = 0
+        self.whole = True
+        self._size, self._until = 0, time.monotonic() + seconds
 
     def add(self, chunk: bytes) -> bool:
         """Whether there may be more that is worth reading."""
         self.chunks.append(chunk)
         self._size += len(chunk)
+        self.whole = self._size <= BYTES_NESTED_MAX and time.monotonic() < self._until
         return self.whole
-
-    @property
-    def whole(self) -> bool:
-        return self._size <= BYTES_NESTED_MAX
 
 
 class Replay:
-    """A body: chunks that were read already, the rest, and what to call once when it has come, broke, or is closed."""
+    """A body: chunks that were read already, the rest, and what to call once when it has come, broke, or is closed.
 
-    def __init__(self, head: Sequence[bytes], rest: Iterator[bytes], inner: Any, end: End | None = None) -> None:
-        self._head, self._rest, self._inner, self._end = head, rest, inner, end
+    ``look``: what is wrong with it by its first chunk, as ``Exchange.look`` says.
+    """
+
+    def __init__(
+        self,
+        head: Sequence[bytes],
+        rest: Iterator[bytes],
+        inner: Any,
+        end: End | None = None,
+        look: Callable[[bytes], Exception | None] | None = None,
+    ) -> None:
+        self._head, self._rest, self._inner, self._end, self._look = head, rest, inner, end, look
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._head
-            yield from self._rest
+            for chunk in self._rest:
+                if (look := self._look) is not None and chunk:
+                    self._look = None
+                    if (fault := look(chunk)) is not None:
+                        self._ended(fault)
+                yield chunk
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -263,14 +347,19 @@ class AsyncReplay:
         rest: AsyncIterator[bytes],
         inner: Any,
         end: Callable[[BaseException | None], Awaitable[None]] | None = None,
+        look: Callable[[bytes], Exception | None] | None = None,
     ) -> None:
-        self._head, self._rest, self._inner, self._end = head, rest, inner, end
+        self._head, self._rest, self._inner, self._end, self._look = head, rest, inner, end, look
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             for chunk in self._head:
                 yield chunk
             async for chunk in self._rest:
+                if (look := self._look) is not None and chunk:
+                    self._look = None
+                    if (fault := look(chunk)) is not None:
+                        await self._ended(fault)
                 yield chunk
         except GeneratorExit:
             raise

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from ..errors import ConfigError, PolicyRefused, RailUnavailable
+from ..errors import ConfigError, PayerError, PolicyRefused, RailUnavailable
 from ..networks.lightning_port import PaymentState, is_lightning
 from .auth_offers import AUTHORIZATION, MARGIN, AuthReader, credential, reuse_of
 from .bitcoin import CoinPrice, micros_at
@@ -183,10 +183,16 @@ class LightningPayments:
 
     def keep(self, payment: Payment, *, has_rest: bool) -> Generator[Step, Any, None]:
         """Remember what was bought, where it is good for more than this call, or left something over there."""
-        invoice: Invoice | None = yield Store(lambda: self.journal.invoice(payment.reference))
-        token = None if invoice is None else self._token(payment, invoice, payment.value, has_rest=has_rest)
-        if token is not None:
-            yield Store(lambda: self.journal.keep_token(token))
+        yield Store(partial(self._keep, payment, has_rest=has_rest))
+
+    def _keep(self, payment: Payment, *, has_rest: bool) -> None:
+        try:
+            invoice = self.journal.invoice(payment.reference)
+            token = None if invoice is None else self._token(payment, invoice, payment.value, has_rest=has_rest)
+            if token is not None:
+                self.journal.keep_token(token)
+        except PayerError:  # the answer is there, and is the caller's
+            _log.exception("payment %s: its token could not be kept", payment.reference)
 
     def _token(self, payment: Payment, invoice: Invoice, value: str, *, has_rest: bool) -> Token | None:
         reuse = reuse_of(invoice.recipe, has_rest=has_rest) if payment.header == AUTHORIZATION else None

@@ -58,8 +58,14 @@ class OnToken:
         elif result.status in _AGAIN or "payment-outcome" in result.headers:
             yield from self._end("unknown", f"status {result.status}")
         elif result.status < 400:  # a payment that bought it, and had no good answer then, has had one now
-            yield Store(lambda: self._journal.served(token.reference, self._now()))
+            yield Store(lambda: self._served(token))
         return result
+
+    def _served(self, token: Token) -> None:
+        try:
+            self._journal.served(token.reference, self._now())
+        except PayerError:  # the answer is there, and is the caller's
+            _log.exception("payment %s: that it was served could not be written down", token.reference)
 
     def _end(self, state: str, reason: str = "") -> Generator[Step, Any, None]:
         call, self._in_use = self._in_use, None

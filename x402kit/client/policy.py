@@ -132,6 +132,8 @@ class Target:
     """Whether the caller's own request has an ``Authorization``, which stays."""
     digest: bytes = b""
     """SHA-256 of its body."""
+    paid: str = ""
+    """The payment of the same call whose answer led here: no other is signed for it."""
 
     @property
     def route(self) -> str:

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
 from .exchange import NETWORK, PROVES, TOP_UP
 from .receipts import payment_of
-from .wallet_service import PAGE, Operations, Reply, Request, TopUp, Transaction, WalletBalance, WalletInfo, Withdrawal
+from .wallet_service import (
+    PAGE,
+    Operations,
+    Page,
+    Reply,
+    Request,
+    TopUp,
+    Transaction,
+    WalletBalance,
+    WalletInfo,
+    Withdrawal,
+)
 
 __all__ = ["AsyncPrepaidWallet", "PrepaidWallet"]
 
 T = TypeVar("T")
 GAS = "$0.05"
 """What a settlement may add to a top-up, if nothing else is said."""
+ANSWER_MAX: Final = 1024 * 1024
+"""Bytes of a service's answer."""
 
 
 class _Service:
@@ -32,8 +45,25 @@ class _Service:
         return made if request.body is None else {**made, "json": request.body}
 
 
-def _reply(answer: httpx.Response) -> Reply:
-    return Reply(answer.status_code, answer.content, payment_of(answer))
+class _Body:
+    """What an answer says, as far as it is worth reading."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def add(self, chunk: bytes) -> bool:
+        """Whether there may be more that is worth reading."""
+        self.data += chunk
+        return len(self.data) <= ANSWER_MAX
+
+    def reply(self, answer: httpx.Response) -> Reply:
+        """What is over the limit is no answer that can be read."""
+        return Reply(answer.status_code, self.data[: ANSWER_MAX + 1], payment_of(answer))
+
+
+def _more(page: Page, before: str) -> str:
+    """The cursor of the next page; empty at the end, and where a service would lead round in a circle for ever."""
+    return page.cursor if page.transactions and page.cursor != before else ""
 
 
 class PrepaidWallet(_Service):
@@ -69,7 +99,7 @@ class PrepaidWallet(_Service):
         while left is None or left > 0:
             page = self._run(self._operations.page(cursor, PAGE if left is None else min(left, PAGE)))
             yield from page.transactions[:left]
-            cursor, left = page.cursor, None if left is None else left - len(page.transactions)
+            cursor, left = _more(page, cursor), None if left is None else left - len(page.transactions)
             if not cursor:
                 return
 
@@ -81,7 +111,12 @@ class PrepaidWallet(_Service):
         try:
             request = next(steps)
             while True:
-                request = steps.send(_reply(self._client.request(**self._options(request))))
+                body = _Body()
+                with self._client.stream(**self._options(request)) as answer:
+                    for chunk in answer.iter_bytes():
+                        if not body.add(chunk):
+                            break
+                request = steps.send(body.reply(answer))
         except StopIteration as stop:
             made: T = stop.value
             return made
@@ -124,7 +159,7 @@ class AsyncPrepaidWallet(_Service):
             page = await self._run(self._operations.page(cursor, PAGE if left is None else min(left, PAGE)))
             for transaction in page.transactions[:left]:
                 yield transaction
-            cursor, left = page.cursor, None if left is None else left - len(page.transactions)
+            cursor, left = _more(page, cursor), None if left is None else left - len(page.transactions)
             if not cursor:
                 return
 
@@ -136,7 +171,12 @@ class AsyncPrepaidWallet(_Service):
         try:
             request = next(steps)
             while True:
-                request = steps.send(_reply(await self._client.request(**self._options(request))))
+                body = _Body()
+                async with self._client.stream(**self._options(request)) as answer:
+                    async for chunk in answer.aiter_bytes():
+                        if not body.add(chunk):
+                            break
+                request = steps.send(body.reply(answer))
         except StopIteration as stop:
             made: T = stop.value
             return made

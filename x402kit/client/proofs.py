@@ -28,6 +28,8 @@ LIFE: Final = 300
 """Seconds that a proof of ours lives."""
 STATEMENT: Final = "Sign in to use a prepaid balance."
 _URI_MAX: Final = 1024
+_TIME_MAX: Final = 1 << 36
+"""In the year 4147; a text can hold no time beyond 9999."""
 _REASON_MAX: Final = 100
 _PROOF_NAMES: Final = frozenset(name.decode() for name in PROOF_HEADERS)
 _REFUSALS: Final = ("proof-refused", "proof-used", "invalid_siwx", "X402_SIGN_IN_")
@@ -133,9 +135,10 @@ def refusal(body: bytes | None) -> str:
 
 
 def server_time(headers: Mapping[str, str]) -> int | None:
-    """The server's clock, from its Date header."""
+    """The server's clock, from its Date header; None where it shows a time that no proof can be written for."""
     try:
         found = parsedate_to_datetime(headers.get("date", ""))
-    except ValueError:
+        seconds = int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
         return None
-    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+    return seconds if 0 <= seconds < _TIME_MAX else None

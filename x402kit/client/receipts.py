@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypedDict
 
 from ..errors import RailUnavailable
 from ..model import Json, SettlementResponse
-from ..money import Asset, parse_atomic, parse_units
+from ..money import MAX_AMOUNT, Asset, parse_atomic, parse_units
 from ..networks.lightning_port import is_lightning
 from ..protocols import payment_auth, x402
 from ..protocols.encoding import parse_object
@@ -198,9 +198,10 @@ def _object(value: Any) -> Json:
 
 def _atomic(value: Any) -> int | None:
     try:
-        return parse_atomic(value)
+        amount = parse_atomic(value)
     except ValueError:
         return None
+    return amount if amount <= MAX_AMOUNT else None
 
 
 def read_balance(call: BalanceCall, headers: Mapping[str, str], asset: Asset | None, network: str) -> PaymentInfo:

@@ -19,7 +19,7 @@ import httpx
 
 from ..errors import ConfigError, PaymentOutcomeUnknown, PolicyRefused
 from .core import Setup
-from .exchange import End, Exchange, Family, Head, is_ours
+from .exchange import BODY_SECONDS, REST_SECONDS, End, Exchange, Family, Head, is_ours
 from .policy import Proposal
 from .steps import Ask, Body, Drop, Send, Sleep, Step, Store, Work
 
@@ -43,7 +43,7 @@ class Driver:
             return self.inner.handle_request(request)
         request.read()
         exchange = Exchange(self._family, self._setup, request)
-        steps = exchange.attempt.steps()
+        steps = exchange.steps()
         value: Any = None
         try:
             while True:
@@ -51,20 +51,20 @@ class Driver:
         except StopIteration as stop:
             response, end = exchange.finished(stop.value)
         except BaseException as error:
-            exchange.attempt.interrupted(error)
+            exchange.interrupted(error)
             if exchange.response is not None:
                 exchange.response.close()
             if isinstance(error, PaymentOutcomeUnknown):
                 raise self._family.unknown(error) from error.__cause__
             raise
-        return response if end is None else self._ending(response, end)
+        return response if end is None else self._ending(response, end, exchange)
 
-    def _ending(self, response: httpx.Response, end: End) -> httpx.Response:
+    def _ending(self, response: httpx.Response, end: End, exchange: Exchange) -> httpx.Response:
         stream: Any = response.stream
         if response.is_closed:  # the inner transport has read it all
             end(None)
         else:
-            response.stream = self._family.replay([], iter(stream), stream, end)
+            response.stream = self._family.replay([], iter(stream), stream, end, exchange.look)
         return response
 
     def _do(self, step: Step, exchange: Exchange) -> Any:
@@ -92,8 +92,8 @@ class Driver:
             raise ConfigError("an async approve callback needs an async client")
         return answer is True
 
-    def _read(self, stream: Any) -> tuple[Head, Any]:
-        head, rest = Head(), iter(stream)
+    def _read(self, stream: Any, seconds: float) -> tuple[Head, Any]:
+        head, rest = Head(seconds), iter(stream)
         for chunk in rest:
             if not head.add(chunk):
                 break
@@ -104,7 +104,7 @@ class Driver:
         if exchange.is_read:
             return exchange.content()
         stream: Any = exchange.response.stream
-        head, rest = self._read(stream)
+        head, rest = self._read(stream, BODY_SECONDS)
         exchange.response.stream = self._family.replay(head.chunks, rest, stream)
         return exchange.decode(b"".join(head.chunks)) if head.whole else None
 
@@ -113,7 +113,7 @@ class Driver:
         assert response is not None
         try:
             if not response.is_stream_consumed:
-                self._read(response.stream)  # a short rest, so that the connection can be used again
+                self._read(response.stream, REST_SECONDS)  # a short rest, so that the connection can be used again
         except self._family.transport_error:
             pass
         finally:
@@ -132,7 +132,7 @@ class AsyncDriver:
             return await self.inner.handle_async_request(request)
         await request.aread()
         exchange = Exchange(self._family, self._setup, request)
-        steps = exchange.attempt.steps()
+        steps = exchange.steps()
         value: Any = None
         try:
             while True:
@@ -144,9 +144,9 @@ class AsyncDriver:
             if isinstance(error, PaymentOutcomeUnknown):
                 raise self._family.unknown(error) from error.__cause__
             raise
-        return response if end is None else await self._ending(response, end)
+        return response if end is None else await self._ending(response, end, exchange)
 
-    async def _ending(self, response: httpx.Response, end: End) -> httpx.Response:
+    async def _ending(self, response: httpx.Response, end: End, exchange: Exchange) -> httpx.Response:
         async def ended(error: BaseException | None) -> None:
             with anyio.CancelScope(shield=True):
                 await _in_thread(partial(end, error))
@@ -155,7 +155,7 @@ class AsyncDriver:
         if response.is_closed:
             await ended(None)
         else:
-            response.stream = self._family.async_replay([], aiter(stream), stream, ended)
+            response.stream = self._family.async_replay([], aiter(stream), stream, ended, exchange.look)
         return response
 
     async def _do(self, step: Step, exchange: Exchange) -> Any:
@@ -180,8 +180,8 @@ class AsyncDriver:
         answer = _call(self._approve, proposal)
         return (await _awaited(answer) if inspect.isawaitable(answer) else answer) is True
 
-    async def _read(self, stream: Any) -> tuple[Head, Any]:
-        head, rest = Head(), aiter(stream)
+    async def _read(self, stream: Any, seconds: float) -> tuple[Head, Any]:
+        head, rest = Head(seconds), aiter(stream)
         async for chunk in rest:
             if not head.add(chunk):
                 break
@@ -192,7 +192,7 @@ class AsyncDriver:
         if exchange.is_read:
             return exchange.content()
         stream: Any = exchange.response.stream
-        head, rest = await self._read(stream)
+        head, rest = await self._read(stream, BODY_SECONDS)
         exchange.response.stream = self._family.async_replay(head.chunks, rest, stream)
         return exchange.decode(b"".join(head.chunks)) if head.whole else None
 
@@ -201,7 +201,8 @@ class AsyncDriver:
         assert response is not None
         try:
             if not response.is_stream_consumed:
-                await self._read(response.stream)
+                with anyio.move_on_after(REST_SECONDS):
+                    await self._read(response.stream, REST_SECONDS)
         except self._family.transport_error:
             pass
         finally:
@@ -241,7 +242,7 @@ async def _in_thread(action: Callable[[], T]) -> T:
 
 async def _end(exchange: Exchange, error: BaseException) -> None:
     with anyio.CancelScope(shield=True):
-        if exchange.attempt.is_open:
-            await _in_thread(partial(exchange.attempt.interrupted, error))
+        if exchange.is_open:
+            await _in_thread(partial(exchange.interrupted, error))
         if exchange.response is not None:
             await exchange.response.aclose()
