@@ -19,7 +19,7 @@ from x402kit.asgi.wallet_price import TopUp
 from x402kit.errors import RailUnavailable
 from x402kit.ledger.port import Store
 from x402kit.model import Account, Balance, Claim, Hold, Spend
-from x402kit.money import usd
+from x402kit.money import MAX_AMOUNT, usd
 from x402kit.paywall.binding import Quotes
 from x402kit.paywall.challenge import Challenges
 from x402kit.paywall.keeper import Keeper
@@ -133,6 +133,30 @@ async def test_I6_a_payment_that_can_not_be_credited_keeps_nobody_elses_money(le
         assert (await till.store.balance(other)).available == 1000
         assert (await till.claim(payment)).state == "settled"
         assert (await till.balance()).available == 5 * 10**18
+
+
+async def test_I6_however_many_payments_can_not_be_credited_the_next_one_is(place: Place) -> None:
+    store, now = place.open(), int(time.time())
+    await store.start()
+    try:
+        full, other = (Account.of("eip155:8453", "0xb", wallet) for wallet in ("0xa", "0xc"))
+        await store.deposit(full, MAX_AMOUNT, "by hand")
+
+        async def unserved(number: int, payer: str, deadline: int) -> None:
+            terms = ("eip155:8453", "0xb", "0xpay", payer, 10, now + 1000, 1, deadline)
+            claim = Claim(f"p{number}", "claimed", b"f", b"c", "r", *terms, owner=f"o{number}")
+            assert (await store.claim(claim)).owner == claim.owner
+            assert await store.move(claim.payment_id, "confirm", claim.owner)
+            await store.release(claim.payment_id, claim.owner)
+
+        for first in range(0, 240, 8):  # a payer has so many open at a time
+            await asyncio.gather(*[unserved(number, "0xa", now - 100) for number in range(first, first + 8)])
+        await unserved(240, "0xc", now - 50)
+        await Keeper(store).tidy()
+        assert await store.balance(other) == Balance(10, 0)
+        assert await store.balance(full) == Balance(MAX_AMOUNT, 0)
+    finally:
+        await store.close()
 
 
 async def test_I6_K04_a_pass_ends_and_forgets_as_much_as_there_is(

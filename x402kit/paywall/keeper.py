@@ -33,20 +33,32 @@ class Keeper:
         """One pass. Raises ``RailUnavailable`` when the store can't be reached; the next pass goes on."""
         now = int(time.time())
         await self._credit_unserved(now)
+        try:
+            await self._expire(now)
+        finally:
+            await self._prune(now)
+
+    async def _expire(self, now: int) -> None:
         while ended := await self._store.expire(now):
             for hold in ended:
                 log.warning("hold %s of %s expired: %d given back", hold.id, hold.owner, hold.amount)
-        # In bites, since payments wait meanwhile; but as many as come (K04).
+
+    async def _prune(self, now: int) -> None:
+        """In bites, since payments wait meanwhile; but as many as come (K04)."""
         end = time.monotonic() + _PRUNE_SECONDS
         while await self._store.prune(now) >= _BITE and time.monotonic() < end:
             pass
 
     async def _credit_unserved(self, now: int) -> None:
-        for claim in await self._store.expired(now):
-            try:
-                await self._credit(claim)
-            except ServerError as e:
-                log.error("ALERT: payment %s can't be credited now: %s", claim.payment_id, e.reason)
+        seen: set[str] = set()
+        # To the last of them: those that can't be credited would else stand before the others in every pass.
+        while found := [claim for claim in await self._store.expired(now) if claim.payment_id not in seen]:
+            seen.update(claim.payment_id for claim in found)
+            for claim in found:
+                try:
+                    await self._credit(claim)
+                except ServerError as e:
+                    log.error("ALERT: payment %s can't be credited now: %s", claim.payment_id, e.reason)
 
     async def _credit(self, claim: Claim) -> None:
         owner = f"keeper:{id(self):x}:{time.monotonic_ns():x}"
