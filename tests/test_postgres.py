@@ -281,6 +281,35 @@ async def test_J08_a_migration_that_breaks_off_leaves_nothing_and_can_be_run_aga
     await connection.close()
 
 
+async def test_J08_who_starts_beside_a_migration_waits_for_it_however_long_it_takes(database: str) -> None:
+    lock = postgres_base._MIGRATING  # pyright: ignore[reportPrivateUsage]
+    with psycopg.connect(database) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+        store = PostgresStore(database, busy_seconds=0.5)
+        starting = asyncio.create_task(store.start())
+        await asyncio.sleep(1)
+        assert not starting.done()
+    await starting
+    limits = await store._read("SELECT current_setting('lock_timeout')")  # pyright: ignore[reportPrivateUsage]
+    assert limits == [("500ms",)]
+    await store.close()
+
+
+async def test_J08_J04_a_migration_that_finds_a_table_in_use_makes_no_payment_wait(database: str) -> None:
+    """It gives up within its limit, and the next start makes it."""
+    async with opened(database):
+        pass
+    query(database, "UPDATE x402kit.meta SET value = '1' WHERE key = 'schema'")
+    query(database, "DROP TABLE x402kit.invoices")
+    store = PostgresStore(database, busy_seconds=0.5)
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE x402kit.meta IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(LedgerUnreachable):
+            await store.start()
+    await store.start()
+    await store.close()
+
+
 async def test_I11_an_address_with_a_password_is_never_shown(
     postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -443,6 +472,24 @@ def test_a_store_can_be_opened_in_another_loop(database: str) -> None:
     asyncio.run(end())
 
 
+def test_what_was_under_way_in_a_loop_that_is_gone_is_free_for_others(database: str) -> None:
+    store = PostgresStore(database, lease_seconds=0.3)
+
+    async def begin() -> None:
+        await store.start()
+        await store.claim(new_claim())
+
+    async def go_on() -> None:
+        await store.start()
+        await asyncio.sleep(0.7)  # more than two leases
+        async with opened(database) as second:
+            assert await second.take("p", "claimed", "b") is not None
+        await store.close()
+
+    asyncio.run(begin())
+    asyncio.run(go_on())
+
+
 def test_without_the_package_the_extra_is_named() -> None:
     code = (
         "import sys; sys.modules['psycopg'] = None\n"
@@ -471,3 +518,16 @@ async def test_what_a_cancelled_caller_reserved_goes_back(store: PostgresStore) 
         await task
     await asyncio.sleep(0.2)
     assert await store.balance(ALICE) == (1000, 0)
+
+
+async def test_a_caller_that_is_cancelled_while_the_store_closes_is_cancelled(database: str) -> None:
+    async with opened(database) as store:
+        await store.deposit(ALICE, 1000, "d")
+        reserving = asyncio.create_task(store.reserve(hold("1")))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        reserving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reserving
+        await closing

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
@@ -15,11 +15,11 @@ import pytest
 from tests.support.postgres import PostgresServer, query
 from tests.test_postgres import opened
 from tests.test_postgres import store as store
-from tests.test_store import ALICE, FAR, hold, new_claim
+from tests.test_store import ALICE, FAR, hold, new_claim, settle
 from x402kit.errors import RailUnavailable
 from x402kit.ledger import postgres_batch
 from x402kit.ledger.postgres import PostgresStore
-from x402kit.model import Spend
+from x402kit.model import Account, Spend
 
 
 async def test_E03_a_connection_lost_after_the_commit_changes_nothing(
@@ -54,8 +54,42 @@ async def test_E03_a_connection_lost_after_the_commit_changes_nothing(
     assert await store.verify() == []
 
 
-def _cut_after_commit(database: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """After the next commit of each batch its connection is terminated by the server; what was cut."""
+async def test_E03_a_lost_answer_is_not_forgotten_where_a_lock_is_in_the_way(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is committed and its connection cut; asked again it finds a lock, and each of it goes alone."""
+    async with opened(database, busy_seconds=0.5) as store:
+        await settle(store, new_claim("p"))
+        await settle(store, new_claim("q"))
+        blocker = await psycopg.AsyncConnection.connect(database)
+
+        async def let_go() -> None:
+            await asyncio.sleep(0.8)  # after the limit of the batch, before that of its first move alone
+            await blocker.close()
+
+        async def lock() -> None:
+            monkeypatch.undo()  # nothing else is cut
+            await blocker.execute("SELECT 1 FROM x402kit.accounts FOR UPDATE")
+            letting.append(asyncio.create_task(let_go()))
+
+        letting: list[asyncio.Task[None]] = []
+        cut = _cut_after_commit(database, monkeypatch, lock)
+        moves = [store.move(name, "serve", "a", captured=1) for name in "pq"]
+        assert await asyncio.gather(*moves) == [True, True]
+        assert len(cut) == 1
+        await letting[0]
+
+
+async def _nothing() -> None:
+    """Nobody else is there."""
+
+
+def _cut_after_commit(
+    database: str, monkeypatch: pytest.MonkeyPatch, first: Callable[[], Awaitable[None]] = _nothing
+) -> list[int]:
+    """After the next commit of each batch its connection is terminated by the server; what was cut. ``first`` happens
+    between the first commit and its end.
+    """
     cut: list[int] = []
     lane = postgres_batch.Lane
     attempt = lane._attempt  # pyright: ignore[reportPrivateUsage]
@@ -64,6 +98,8 @@ def _cut_after_commit(database: str, monkeypatch: pytest.MonkeyPatch) -> list[in
         made = await attempt(self, batch)
         if batch[0].sql.startswith("SELECT") or batch in cut:
             return made
+        if not cut:
+            await first()
         cut.append(batch)
         connection = await self._pool.getconn()
         try:
@@ -182,6 +218,57 @@ async def test_J04_an_account_that_somebody_locks_is_503_after_a_bounded_wait(
     assert (await store.deposit(ALICE, 7, "e")).balance == 12
 
 
+async def test_J04_many_accounts_that_somebody_locks_are_503_after_one_bounded_wait(database: str) -> None:
+    """As ``ledger rebuild`` does, of a ledger that is large."""
+    accounts = [Account("locked", str(number)) for number in range(60)]
+    async with opened(database, busy_seconds=0.5) as store:
+        await asyncio.gather(*[store.deposit(account, 5, f"d{account.asset}") for account in accounts])
+        with psycopg.connect(database) as blocker:
+            blocker.execute("LOCK TABLE x402kit.accounts IN EXCLUSIVE MODE")
+            started = time.monotonic()
+            asked = [store.deposit(account, 7, f"e{account.asset}") for account in accounts]
+            made = await asyncio.gather(*asked, return_exceptions=True)
+            assert time.monotonic() - started < 10
+        assert {type(one) for one in made} == {RailUnavailable}
+        assert {await store.balance(account) for account in accounts} == {(5, 0)}
+
+
+async def test_J04_one_account_that_somebody_locks_keeps_nobody_elses_money(database: str) -> None:
+    accounts = [Account("other", str(number)) for number in range(30)]
+    async with opened(database, busy_seconds=0.5) as store:
+        await asyncio.gather(*[store.deposit(account, 5, f"d{account.asset}") for account in (*accounts, ALICE)])
+        with psycopg.connect(database) as blocker:
+            blocker.execute("SELECT 1 FROM x402kit.accounts WHERE owner = %s FOR UPDATE", (ALICE.owner,))
+            asked = [
+                store.deposit(account, 7, f"{account.owner}{number}")
+                for number, other in enumerate(accounts)
+                for account in (ALICE, other)
+            ]
+            started = time.monotonic()
+            made = await asyncio.gather(*asked, return_exceptions=True)
+            assert time.monotonic() - started < 10
+        assert {type(one).__name__ for one in made[::2]} == {"RailUnavailable"}
+        assert {type(one).__name__ for one in made[1::2]} == {"Entry"}
+        assert await store.balance(ALICE) == (5, 0)
+
+
+async def test_J05_leases_are_kept_alive_where_their_connection_can_only_read(database: str) -> None:
+    """As of a server that was the one to write to, behind an address that stays."""
+    name = database.rpartition("/")[2]
+    async with opened(database, lease_seconds=0.6) as store:
+        await store.deposit(ALICE, 1000, "d")
+        query(database, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await store.reserve(hold("1"))
+        await asyncio.sleep(0.5)  # its thread has connected
+        with psycopg.connect(database, autocommit=True) as operator:
+            operator.execute("SET default_transaction_read_only = off")
+            operator.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+        await store.reserve(hold("2"))
+        await asyncio.sleep(1.5)  # more than two leases
+        assert await store.expire(10) == []
+        assert await store.balance(ALICE) == (800, 200)
+
+
 async def test_J03_a_database_that_is_read_only_is_503_and_changes_nothing(store: PostgresStore, database: str) -> None:
     name = database.rpartition("/")[2]
     query(database, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -196,13 +283,27 @@ async def test_J03_a_database_that_is_read_only_is_503_and_changes_nothing(store
     assert (await _surely(functools.partial(store.claim, new_claim()))).owner == "a"
 
 
-async def test_one_bad_value_does_not_spoil_what_waits_with_it(store: PostgresStore) -> None:
-    made = await asyncio.gather(
+@pytest.mark.parametrize("bad", ["\0", "\ud800"], ids=ascii)
+async def test_one_bad_value_does_not_spoil_what_waits_with_it(store: PostgresStore, bad: str) -> None:
+    asked = asyncio.gather(
         store.deposit(ALICE, 5, "a"),
-        store.deposit(ALICE, 5, "b", reference="\0"),
+        store.deposit(ALICE, 5, "b", reference=bad),
         store.deposit(ALICE, 2**63 - 1, "c"),
         store.deposit(ALICE, 5, "d"),
         return_exceptions=True,
     )
+    made = await asyncio.wait_for(asked, 20)
     assert [type(one).__name__ for one in made] == ["Entry", "RailUnavailable", "RailUnavailable", "Entry"]
     assert await store.balance(ALICE) == (10, 0)
+
+
+@pytest.mark.parametrize("bad", ["\0", "\ud800"], ids=ascii)
+async def test_E03_a_move_that_went_out_before_a_bad_value_is_told_as_made(store: PostgresStore, bad: str) -> None:
+    """The value breaks off what goes with it; what was sent before is committed by then, and is asked again."""
+    await store.claim(new_claim())
+    asked = asyncio.gather(
+        store.move("p", "intend", "a", reference="0x1"), store.note("q", reference=bad), return_exceptions=True
+    )
+    moved, refused = await asyncio.wait_for(asked, 20)
+    assert moved is True
+    assert isinstance(refused, RailUnavailable)

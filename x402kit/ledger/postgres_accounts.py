@@ -108,6 +108,8 @@ class Accounts(Claims):
 
     def _abandon_hold(self, hold: Hold) -> None:
         """The caller is gone and its hold serves nobody: what is queued is done all the same, in order."""
+        if self._pool is None:
+            return
         values = {**books(hold.account), "_id": hold.id, "_holder": hold.holder}
         undone = self._write(_end_sql("void", False, (), True, False), values, of=hold.owner, account=hold.account)
         undone.add_done_callback(lambda done: done.cancelled() or done.exception())

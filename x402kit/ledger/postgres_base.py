@@ -54,6 +54,7 @@ _PLACE: Final = (
 )
 """The database's identifier and its timeline, which a replica counts up when it takes over."""
 
+_PATIENT: Final = "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)"
 _MIGRATING: Final = 402_402_402
 """The number of the advisory lock under which a start migrates: processes that start together wait for each other."""
 _BEAT: Final = (
@@ -128,8 +129,9 @@ class Base:
         if self._pool is not None:
             if self._loop is loop and os.getpid() == self._pid:
                 return
-            self._pool = None  # of a loop that is gone
+            self._pool = None  # of a loop that is gone, and with it all that was under way
             self._stop_beating()
+            self._held = {table: {} for table in _BEATS}
         self._pid = os.getpid()
         self._loop = loop
         await reach(self._conninfo, self._busy)
@@ -151,6 +153,8 @@ class Base:
             await pool.close()
             if isinstance(e, PoolTimeout):
                 raise LedgerUnreachable("the ledger's database can't be reached: it went away, or is full") from None
+            if isinstance(e, psycopg.OperationalError):
+                raise LedgerUnreachable(f"the ledger's database can't be used now: {_said(e)}") from None
             raise ConfigError(f"the ledger's database can't be opened: {_said(e)}") from None
         except BaseException:
             await pool.close()
@@ -284,6 +288,8 @@ class Base:
                 reached.came()
             except psycopg.Error as e:
                 reached.failed(e)
+                if connection is not None:
+                    connection.close()  # another server may be the one to write to by now
         if connection is not None:
             connection.close()
 
@@ -320,8 +326,11 @@ async def _migrate(connection: Connection, migrations: tuple[Migration, ...] = M
     if found < migrations[-1].number:
         for migration in migrations:
             async with connection.transaction():
-                await connection.execute("SELECT set_config('statement_timeout', '0', true)")  # it may take its time
+                limit = await (await connection.execute("SELECT current_setting('lock_timeout')")).fetchone()
+                # It may take its time, and the others wait for it; but it waits for no table, while payments wait.
+                await connection.execute(_PATIENT)
                 await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
+                await connection.execute("SELECT set_config('lock_timeout', %s, true)", limit)
                 for statement in PREPARE:
                     await connection.execute(statement)
                 found, oldest = await _versions(connection)

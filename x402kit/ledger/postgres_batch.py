@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +34,7 @@ _MOST: Final = 128
 _ALONE: Final = 5
 """Tries of a move that lost a race with another machine: a deadlock, a key that was written at the same moment."""
 _RACES: Final = (errors.DeadlockDetected, errors.SerializationFailure, errors.UniqueViolation)
+_LOCKED: Final = (errors.LockNotAvailable, errors.QueryCanceled)
 _CREATE: Final = (
     "INSERT INTO x402kit.accounts (owner, asset, available) SELECT owner, asset, 0 FROM unnest(%s::text[], %s::text[])"
     " AS new (owner, asset) ORDER BY owner, asset ON CONFLICT DO NOTHING"
@@ -105,6 +107,7 @@ class Lane:
             await asyncio.wait((self._task,))
 
     async def _run(self) -> None:
+        batch: list[_Item] = []
         try:
             while self._queue:
                 batch, self._queue = self._queue[:_MOST], self._queue[_MOST:]
@@ -114,14 +117,17 @@ class Lane:
                     _fail(waited, None)
         finally:
             self._task = None
-            _fail(self._queue, None)
+            _fail([*batch, *self._queue], None)
             self._queue = []
 
-    async def _execute(self, batch: list[_Item]) -> bool:
-        """Run a batch and answer it. False when the database is out of reach."""
+    async def _execute(self, batch: list[_Item], sent: bool = False) -> bool:
+        """Run a batch and answer it. False when the database is out of reach, or locked for too long.
+
+        ``sent`` when it may have been executed before.
+        """
         batch.sort(key=lambda item: item.order)
         lost: BaseException | None = None
-        for again in (False, True):
+        for again in (sent, True):
             try:
                 _answer(batch, await self._attempt(batch), again)
             except _Lost as e:
@@ -131,20 +137,32 @@ class Lane:
             except (PoolTimeout, PoolClosed) as e:
                 lost = e
                 break
-            except psycopg.Error as e:
-                await self._one_by_one(batch, e, again)
+            except (psycopg.Error, ValueError) as e:
+                # Where a value can't be sent, what was sent before it has been committed.
+                return await self._one_by_one(batch, e, again or getattr(e, "sqlstate", None) is None)
             return True
         _fail(batch, lost)
         return False
 
-    async def _one_by_one(self, batch: list[_Item], error: psycopg.Error, again: bool) -> None:
+    async def _one_by_one(self, batch: list[_Item], error: Exception, again: bool) -> bool:
+        """Each for itself, so that one that can't be done does not spoil the others. False as ``_execute``."""
         if len(batch) == 1:
             await self._alone(batch[0], error, again)
-            return
-        for item in batch:
-            await self._execute([item])
+            return True
+        end = time.monotonic() + 2 * self._seconds
+        locked: set[Account | None] = set()
+        for number, item in enumerate(batch):
+            if item.account is not None and item.account in locked:
+                _fail([item], error)  # who waits for the same has waited long enough
+                continue
+            if time.monotonic() > end or not await self._execute([item], again):
+                _fail(batch[number:], error)
+                return False
+            if _waited_in_vain(item):
+                locked.add(item.account)
+        return True
 
-    async def _alone(self, item: _Item, error: psycopg.Error, again: bool) -> None:
+    async def _alone(self, item: _Item, error: Exception, again: bool) -> None:
         for tries in range(_ALONE):
             if not isinstance(error, _RACES):
                 break
@@ -214,3 +232,9 @@ def _fail(items: list[_Item], error: BaseException | None) -> None:
     for item in items:
         if not item.future.done():
             item.future.set_exception(unavailable(error))
+
+
+def _waited_in_vain(item: _Item) -> bool:
+    """Whether an item that has its answer was refused since somebody else had a lock for too long."""
+    failed = None if item.future.cancelled() else item.future.exception()
+    return failed is not None and isinstance(failed.__cause__, _LOCKED)
