@@ -59,6 +59,17 @@ def test_whatever_the_answer_holds_only_the_charge_is_new(document: Any, indent:
     assert made == {name: value for name, value in document.items() if name != "usage"}
 
 
+def test_H05_log_probabilities_do_not_keep_the_charge_out() -> None:
+    body = b'{"logprobs":[%b-0],"usage":{}}' % (b"[1]," * 20_000)
+    assert inject(body, "x402", {"n": 1}) == body[:-2] + b'"x402":{"n":1}}}'
+
+
+def test_H05_no_depth_of_an_answer_keeps_it_from_its_caller() -> None:
+    for depth in (*range(100, 3000, 97), 300_000):
+        body = b'{"a":' + b"[" * depth + b"]" * depth + b"}"
+        assert inject(body, "x402", {"n": 1}) in (body, body[:-1] + b',"usage":{"x402":{"n":1}}}')
+
+
 # --- streams
 
 

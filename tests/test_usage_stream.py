@@ -138,6 +138,28 @@ def test_H05_json_without_a_sound_usage_at_its_top(body: bytes) -> None:
     assert fed(body, kind=b"application/json").usage() is None
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        b'[{"token":"a","logprob":-0,"bytes":[97]},{"token":"b","logprob":-Infinity,"bytes":null}]',
+        b"[" + b",".join([b'{"token":"a","logprob":-0.5,"bytes":[97]}'] * 12_000) + b"]",
+        b"[" * 100 + b"]" * 100 + b',"text":"' + b"[" * 200 + b'\\""',
+    ],
+    ids=["as Go and Python write them", "of thousands of tokens", "nested"],
+)
+def test_H05_what_stands_beside_a_usage_does_not_hide_it(beside: bytes) -> None:
+    """Log probabilities: else who asks for them pays for their bytes, or, where they are echoed, for no reasoning."""
+    usage = json.dumps(OPENAI).encode()
+    assert fed(b'{"logprobs":%b,"usage":%b}' % (beside, usage), kind=b"application/json").usage() == Usage(5, 3, 4)
+    event = b'data: {"type":"response.completed","response":{"logprobs":%b,"usage":%b}}\n\n' % (beside, usage)
+    assert streamed(event) == Usage(5, 3, 4)
+
+
+def test_H05_json_nested_without_end_is_none() -> None:
+    body = b'{"a":' + b"[" * 300_000 + b"]" * 300_000 + b',"usage":{"prompt_tokens":1}}'
+    assert fed(body, kind=b"application/json").usage() is None
+
+
 def test_H05_an_answer_over_the_limit_is_only_counted() -> None:
     reader = JsonReader()
     for _ in range(17):
@@ -194,6 +216,14 @@ def test_a_running_usage_is_read_as_it_stands() -> None:
     running = [chunk("word", usage={"prompt_tokens": 9, "completion_tokens": n}) for n in range(1, 6)]
     assert streamed(*running[:3]) == Usage(9, 3)
     assert streamed(b"".join(running), DONE) == Usage(9, 5)
+
+
+@pytest.mark.parametrize("text", ['call "response.json"', '{"type": "response.created"}', '"type":"response.'])
+def test_H05_what_a_model_writes_first_does_not_change_how_its_text_is_counted(text: str) -> None:
+    """Where the first part of a stream has more than its role."""
+    reader = fed(chunk("") + chunk(text), last(OPENAI), chunk("more" * 30), DONE)
+    assert reader.usage() is None
+    assert reader.delivered.bytes >= 120 + len(text)
 
 
 def test_null_usage_is_none() -> None:

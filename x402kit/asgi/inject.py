@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from ..pricing.usage import usage_of
 from ..protocols.encoding import dump_json, parse_json
-from .usage import READ_MAX, event_data, event_document
+from .usage import READ_MAX, event_data, event_document, read_answer
 
 __all__ = ["Holding", "ask_for_usage", "inject"]
 
@@ -106,7 +106,7 @@ def _place(event: bytes) -> tuple[str, ...]:
 
 
 def _put_in(body: bytes, path: Sequence[str], value: Any) -> bytes:
-    if not _parse(body):
+    if not read_answer(body):
         return body
     return _put(body.decode(), path, dump_json(value).decode()).encode()
 

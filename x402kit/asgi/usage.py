@@ -7,14 +7,15 @@ none either; the gate asks the app for plain ones.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, Final, cast
 
 from ..pricing.usage import Delivered, Usage, usage_of
-from ..protocols.encoding import parse_json
 
-__all__ = ["EventReader", "JsonReader", "UsageReader", "event_data", "event_document", "reader_for"]
+__all__ = ["EventReader", "JsonReader", "UsageReader", "event_data", "event_document", "read_answer", "reader_for"]
 
 READ_MAX: Final = 2**20
 """Bytes of a JSON answer, or of one event, that are kept to be read; a longer one has no usage."""
@@ -24,6 +25,10 @@ _STRING: Final = rb'"\s*:\s*"([^"\\]+(?:\\.[^"\\]*)*|\\.[^"\\]*(?:\\.[^"\\]*)*)"
 _TEXT: Final = re.compile(rb'"(?:content|text|arguments|partial_json|thinking|reasoning|reasoning_content)' + _STRING)
 _DELTA: Final = re.compile(rb'"delta' + _STRING)
 """OpenAI's responses say all their text again in other events."""
+_RESPONSE: Final = re.compile(rb'"type"\s*:\s*"response\.')
+_QUOTED: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_NO_BRACKETS: Final = bytes(code for code in range(256) if code not in b"[]{}")
+_STEP: Final = [1 if code in b"[{" else -1 for code in range(256)]
 
 
 class UsageReader:
@@ -74,7 +79,7 @@ class JsonReader(UsageReader):
 
     def usage(self) -> Usage | None:
         body = b"".join(self._parts or ())
-        return usage_of(_parse(body)) if _STATED.search(body) else None
+        return usage_of(read_answer(body)) if _STATED.search(body) else None
 
 
 class EventReader(UsageReader):
@@ -128,7 +133,7 @@ class EventReader(UsageReader):
         if whole.count(b"\ndata: {") != lines:
             self._check(whole)
         if self._pattern is None:
-            self._pattern = _DELTA if b'"response.' in whole else _TEXT
+            self._pattern = _DELTA if _RESPONSE.search(whole) else _TEXT
         self._events += lines
         texts: list[bytes] = self._pattern.findall(whole)
         if texts:
@@ -186,18 +191,43 @@ def event_data(event: bytes) -> bytes:
 
 def event_document(event: bytes) -> dict[str, Any] | None:
     """The JSON object that one event holds where that states a usage, anywhere in it."""
-    return _parse(event_data(event)) if _STATED.search(event) else None
+    return read_answer(event_data(event)) if _STATED.search(event) else None
 
 
 def _is_response(kind: object) -> bool:
     return isinstance(kind, str) and kind.startswith("response.")
 
 
-def _parse(data: bytes) -> dict[str, Any] | None:
+def read_answer(data: bytes) -> dict[str, Any] | None:
+    """The JSON object that an answer is; None where it is none, or says a thing twice.
+
+    What callers send is read more strictly (A12). An answer's log probabilities are thousands of arrays, and beside its
+    usage stands what its app's JSON writer makes of a float: Go's writes ``-0``, Python's ``-Infinity``.
+    """
+    if _is_deep(data):
+        return None
     try:
-        return _object(parse_json(data, floats=True, nesting=_NESTING))
+        return _object(_ANSWER.decode(data.decode()))
     except ValueError:
         return None
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether it is nested so that reading it could overrun the stack, as it does where the recursion limit is raised."""
+    if data.count(b"[") + data.count(b"{") <= _NESTING:
+        return False
+    brackets = _QUOTED.sub(b"", data).translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > _NESTING
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("duplicate key")
+    return made
+
+
+_ANSWER: Final = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _object(value: Any) -> dict[str, Any]:
