@@ -44,7 +44,7 @@ from tests.support.till import (
     usage,
     use,
 )
-from x402kit.asgi import delivery, metering
+from x402kit.asgi import delivery, metering, watch
 from x402kit.pricing import Call, Metered, Tokens, Usage
 from x402kit.protocols.x402 import decode_header
 
@@ -131,6 +131,39 @@ def run(till: Till, way: Way, url: str) -> dict[str, str]:
     return till.proof()
 
 
+async def test_H01_two_tasks_may_begin_an_answer(till: Till, way: Way) -> None:
+    """As a ping beside a stream: one head goes out, and both parts after it."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send)
+        await asyncio.gather(send(part(b": ping\n\n")), send(part(TEXT)))
+        await send(part(usage(5) + DONE, more=False))
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert (answer.raised, answer.body.count(b"ping"), answer.body.count(TEXT)) == (None, 1, 1)
+    assert await till.ended(way) == split(way, 5 if way.metered else FIXED)
+
+
+def test_H01_a_stream_that_states_its_length_has_room_for_its_bill(tmp_path: Path) -> None:
+    whole = TEXT + usage(10) + DONE
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream"), (b"Content-Length", str(len(whole)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(part(TEXT))
+        await send(part(whole[len(TEXT) :], more=False))
+
+    till = make(str(tmp_path / "payments.db"), route={"report_usage": True})
+    till.playing.app = app
+    with serving(till.app) as url:
+        headers = run(till, WAYS[3], url)
+        body = body_for("/metered")
+        answer = httpx.post(url + "/metered", headers=headers, json=body, trust_env=False, timeout=15)
+    assert answer.content.endswith(DONE)
+    assert BILL.encode() in answer.content
+
+
 # --- H02
 
 
@@ -211,6 +244,32 @@ async def test_H02_an_app_that_swallows_its_cancellation_gives_and_takes_nothing
     answer = await leave_when(till, way, app, gone)
     assert answer.status == 0
     assert await till.ended(way) == split(way, 0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["silent", "begins"])
+async def test_I6_an_app_that_swallows_its_cancellation_and_goes_on_is_told_again(
+    till: Till, begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what was held for a caller who left would be held as long as the app likes."""
+    monkeypatch.setattr(watch, "AGAIN_SECONDS", 0.05)
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send)
+        gone.set()
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            if begins:
+                await send(part(TEXT))
+        await forever()
+
+    async with asyncio.timeout(5):
+        await leave_when(till, WAYS[3], app, gone)
+    assert await till.ended(WAYS[3]) == split(WAYS[3], 0)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
@@ -427,6 +486,32 @@ async def test_H05_the_app_is_not_asked_for_a_compressed_answer_and_one_has_no_u
     assert charged == FIXED if not way.metered else charged > 1
 
 
+@pytest.mark.parametrize("made", [memoryview, bytearray], ids=["view", "buffer"])
+async def test_H05_an_answer_may_be_sent_from_a_buffer_that_is_used_again(till: Till, way: Way, made: Any) -> None:
+    """Starlette takes a memoryview too; its usage is read, and it has its bill."""
+    document = json.dumps({"usage": use(50)}).encode()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        events = scope["query_string"] == b"stream"
+        kind = b"text/event-stream" if events else b"application/json"
+        await stream(send, kind=kind)
+        for piece in [TEXT, usage(50) + DONE] if events else [document[:20], document[20:]]:
+            buffer = bytearray(piece)
+            await send(part(made(buffer)))
+            buffer[:] = b" " * len(buffer)
+        await send(part(b"", more=False))
+
+    till.playing.app = app
+    for path in (way.path, f"{way.path}?stream"):
+        credentials = till.proof()
+        if not way.balance:
+            credentials = {"PAYMENT-SIGNATURE": (await till.payment(path, body_for(way.path))).v2()}
+        answer = await till.ask(path, credentials, body_for(way.path))
+        assert (answer.status, answer.raised) == (200, None)
+        assert BILL.encode() in answer.body
+        assert await till.ended(way) == split(way, 50 if way.metered else FIXED)
+
+
 async def test_H10_hidden_reasoning_is_bounded_by_the_reserve_and_shown(till: Till, way: Way) -> None:
     used = use(5000, completion_tokens_details={"reasoning_tokens": 4900})
 
@@ -550,6 +635,19 @@ async def test_H07_a_handler_that_breaks_off_is_paid_for_what_it_gave(till: Till
     assert said["code"] == "stream_failed"
     if way.balance or way.metered:
         assert said["billing"]["charged_usdc"] == f"{ended.charged / 1e6:.6f}"
+
+
+async def test_H07_a_fault_after_the_answer_is_the_apps_own_and_nothing_is_added(till: Till, way: Way) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await stream(send, TEXT)
+        await send(part(usage(5) + DONE, more=False))
+        raise RuntimeError("in the background")
+
+    till.playing.app = app
+    answer = await till.buy(way)
+    assert (answer.complete, str(answer.raised)) == (True, "in the background")
+    assert answer.body.endswith(DONE)
+    assert await till.ended(way) == split(way, 5 if way.metered else FIXED)
 
 
 async def test_H07_what_is_no_event_stream_is_cut_off(till: Till, way: Way) -> None:

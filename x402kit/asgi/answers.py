@@ -29,6 +29,7 @@ __all__ = [
     "problem",
     "receipt_headers",
     "replay",
+    "resize",
     "sale_headers",
     "sign_in",
     "with_common",
@@ -187,6 +188,13 @@ def with_common(given: Iterable[tuple[bytes, bytes]], ours: Collection[bytes]) -
         headers.append((bytes(key), text))
     headers += missing.items()
     return headers
+
+
+def resize(headers: Headers, length: int) -> None:
+    """The same headers, of a body that has another length now."""
+    at = next((i for i, (name, _) in enumerate(headers) if name.lower() == b"content-length"), None)
+    if at is not None:
+        headers[at] = (b"content-length", str(length).encode())
 
 
 def pack_headers(headers: Headers) -> bytes:

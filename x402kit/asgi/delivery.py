@@ -25,7 +25,7 @@ from ..money import format_units
 from ..paywall.resource import Resource
 from ..paywall.sale import Charged, Sale, SaleLost
 from ..pricing import End
-from .answers import Headers, pack_headers, sale_headers, with_common
+from .answers import Headers, pack_headers, resize, sale_headers, with_common
 from .body import Watched
 from .metering import Metering
 from .watch import Watch
@@ -104,7 +104,9 @@ class Delivery:
         self._lost: OSError | None = None
         self._run_until = 0.0
         self._outcome: Charged | None = None
+        self._beginning = asyncio.Lock()
         self.started = False
+        self.complete = False
         self.left = False
         self.failure: ServerError | None = None
 
@@ -129,10 +131,8 @@ class Delivery:
         if self.failure is not None or self._withheld:
             return
         if kind == "http.response.start" and not self.started:
-            self._head = message
             self._charged = self._resource.charge(message["status"])
-            if self._metering.active:
-                self._metering.begin(message)
+            self._head = self._metering.begin(message) if self._metering.active else message
         elif kind == "http.response.body":
             await self._part(message, message.get("body", b""))
         elif kind in _FILES:
@@ -159,6 +159,7 @@ class Delivery:
             self._end()
             if self.failure is None and not self._withheld:
                 await self._give(message)
+                self.complete = self._lost is None
         elif not self._after:
             await self._pass_on(message)
 
@@ -176,7 +177,9 @@ class Delivery:
 
     async def _give(self, message: Message) -> None:
         if self._head is not None and not self.started:
-            await self._begin(self._head)
+            async with self._beginning:  # an app may send from two tasks, as a ping beside its stream
+                if not self.started:
+                    await self._begin(self._head)
         await self._out(message)
 
     async def _last(self, message: Message) -> Message:
@@ -190,14 +193,8 @@ class Delivery:
             return message
         billed = self._metering.bill(self._outcome, message, whole=not self.started)
         if not self.started and billed is not message:
-            self._resize(len(billed["body"]))
+            resize(self._headers(self._outcome), len(billed["body"]))
         return billed
-
-    def _resize(self, length: int) -> None:
-        headers = self._headers(self._outcome)
-        at = next((i for i, (name, _) in enumerate(headers) if name.lower() == b"content-length"), None)
-        if at is not None:
-            headers[at] = (b"content-length", str(length).encode())
 
     def _silent(self) -> None:
         """Nothing was given for too long: by the handler, or its caller neither reads nor sends (that one left)."""
@@ -253,8 +250,8 @@ class Delivery:
         self._watch.cut_after(RUN_ON_SECONDS if self._runs_on else 0, End.LEFT_MIDWAY)
 
     def _leave(self) -> None:
-        # Who leaves before the first byte has been given nothing.
-        if self.started and not self.left:
+        # Who leaves before the first byte has been given nothing, and after the last one all.
+        if self.started and not self.left and not self.complete:
             self.left = True
             self._run_until = time.monotonic() + RUN_ON_SECONDS
 
@@ -440,7 +437,7 @@ class Delivery:
 
     async def last_words(self) -> bool:
         """Tell the caller of a stream that it broke off and what was charged. False where its format has no way."""
-        if not self._closed or self.left:
+        if not self._closed or self.left or self.complete:
             return False
         words = self._metering.last_words(self._outcome, self._head or {})
         if words:

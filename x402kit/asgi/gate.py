@@ -254,11 +254,12 @@ class Gate:
             if delivery.cut_by is not End.LEFT_BEFORE:  # else nobody is there
                 answer = await self._unserved(request, sale, delivery.failure)
                 await self._answer(answer, request.scope, receive, send)
-        elif failure is None:
-            # A key says that the next showing is the same call: its answer is kept as long as any.
-            if isinstance(sale, PaymentSale) and not delivery.left and not request.header(b"idempotency-key"):
-                await sale.delivered()
-        elif not await delivery.last_words() and not isinstance(failure, Cut):
+            return
+        # A key says that the next showing is the same call: its answer is kept as long as any.
+        whole = not delivery.left and (delivery.complete or failure is None)
+        if whole and isinstance(sale, PaymentSale) and not request.header(b"idempotency-key"):
+            await sale.delivered()
+        if failure is not None and not await delivery.last_words() and not isinstance(failure, Cut):
             raise failure
 
     @staticmethod

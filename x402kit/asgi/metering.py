@@ -65,8 +65,8 @@ class Metering:
         self._waiting: bytearray | None = None
         self._is_json = False
 
-    def begin(self, message: Message) -> None:
-        """The answer's head."""
+    def begin(self, message: Message) -> Message:
+        """The answer's head, and what of it goes out: a stream gets longer by its bill when its head is out already."""
         headers = message.get("headers", ())
         kind, encoding = _kind(headers), _header(headers, b"content-encoding")
         is_stream = kind == _EVENTS
@@ -74,8 +74,10 @@ class Metering:
         self._reader = reader_for(kind, message["status"], encoding=encoding)
         if self._service and is_stream and not encoding:
             self._holding = Holding(self._service)
-        elif self._service and self._is_json:
+            return {**message, "headers": [pair for pair in headers if bytes(pair[0]).lower() != b"content-length"]}
+        if self._service and self._is_json:
             self._waiting = bytearray()
+        return message
 
     @property
     def waits(self) -> bool:
@@ -84,6 +86,8 @@ class Metering:
 
     def feed(self, body: bytes, *, more: bool) -> bytes:
         """A part of the body; what of it may go out now."""
+        if type(body) is not bytes:  # a view, whose buffer its app may use again
+            body = bytes(body)
         if self._reader is not None:
             self._reader.feed(body)
         if self._holding is not None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import Message, Receive
 
 from ..pricing import End
 
 __all__ = ["Watch"]
+
+AGAIN_SECONDS: Final = 10.0
+"""How long a handler that was ended may take to come to its end, before it is told again."""
 
 
 class Watch:
@@ -34,7 +37,8 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._heard = 0.0
         self._idle = 0.0
-        self._cancelled = self._ours_alone = False
+        self._cancelled = 0
+        self._ours_alone = False
         self.cut_by: End | None = None
 
     def listen(self, receive: Receive, body: bytes | None = None) -> None:
@@ -70,12 +74,21 @@ class Watch:
         """End the handler's run."""
         if self.cut_by is None and self._run is not None:
             self.cut_by = end
-            self._cancelled = True
-            self._run.cancel()
+            self._cancel()
+
+    def _cancel(self) -> None:
+        """Until it has ended: an app can swallow this, and so can what it waits with, as Python 3.11's ``wait_for``."""
+        if self._run is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._cancelled += 1
+        self._run.cancel()
+        self._timer = self._loop.call_later(AGAIN_SECONDS, self._cancel)
 
     def cut_after(self, seconds: float, end: End) -> None:
         """…in so many seconds, unless it has ended by then."""
-        if self._run is None:
+        if self._run is None or self.cut_by is not None:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -83,7 +96,7 @@ class Watch:
 
     def expect(self, seconds: float) -> None:
         """Something must be given within so many seconds, now and after each time that ``alive`` is called."""
-        if self._run is None:
+        if self._run is None or self.cut_by is not None:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -111,10 +124,10 @@ class Watch:
 
     def taken_back(self) -> bool:
         """The handler is done: what ``cut`` cancelled is undone. Whether nobody else has cancelled the run."""
-        if self._cancelled:
-            self._cancelled = False
-            run = asyncio.current_task()
-            self._ours_alone = run is not None and run.uncancel() == 0
+        run = asyncio.current_task()
+        while self._cancelled and run is not None:
+            self._cancelled -= 1
+            self._ours_alone = run.uncancel() == 0
         return self._ours_alone
 
     def close(self) -> None:
