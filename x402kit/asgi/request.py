@@ -87,8 +87,13 @@ class PricedRequest:
 
     @property
     def bodyless(self) -> bool:
-        """Whether it says that it has no body, so that reading it waits for nothing."""
-        return not any(name in _LENGTHS and value != b"0" for name, value in self.scope["headers"])
+        """Whether it says that it has no body, so that reading it waits for nothing.
+
+        Of HTTP/2 and 3 only the method says so: a body needs no header there.
+        """
+        if any(name in _LENGTHS and value != b"0" for name, value in self.scope["headers"]):
+            return False
+        return self.scope.get("http_version", "1.1").startswith("1") or self.scope["method"] in ("GET", "HEAD")
 
     @property
     def quoted(self) -> Quote | None:
