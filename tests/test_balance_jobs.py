@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.asking import Answer, ask
 from tests.support.till import FIXED, WAYS, Ended, Till, Way, opened, reply
-from x402kit.errors import HoldEnded
+from x402kit.errors import ConfigError, HoldEnded
+from x402kit.money import usd
 from x402kit.protocols.x402 import decode_header
 
 START = 100_000
@@ -238,6 +240,25 @@ async def test_a_job_needs_time_and_a_known_name(till: Till, monkeypatch: pytest
     assert (await till.ended(WAYS[2])).charged == FIXED
     with pytest.raises(HoldEnded, match="no_such_hold"):
         await till.paywall.finish("job:unknown", "$1")
+
+
+@pytest.mark.parametrize("cost", [0.5, 1, Decimal("0.5"), usd("$0.01") - usd("$0.02"), "0.5", None])
+async def test_L06_a_cost_that_is_none_is_refused_where_it_is_said(till: Till, cost: Any) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        paid = scope["x402kit"]
+        if cost is not None:
+            with pytest.raises(ConfigError):
+                paid.report(cost=cost)
+        jobs.append(paid.defer(60))
+        await reply(send, b"{}", 202)
+
+    jobs: list[str] = []
+    till.playing.app = app
+    assert (await till.buy(WAYS[2])).status == 200 + 2
+    with pytest.raises(ConfigError):
+        await till.paywall.finish(jobs[0], cost)
+    assert (await till.balance()).held == FIXED
+    assert (await till.paywall.finish(jobs[0], "$0.001")).revenue == 1000
 
 
 async def test_a_metered_job_is_held_at_its_ceiling(till: Till) -> None:

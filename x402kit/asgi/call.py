@@ -6,11 +6,12 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..errors import ConfigError
 from ..model import Entry, SettlementResponse
 from ..money import Usd, usd
 from ..pricing import Usage
 
-__all__ = ["JOB_SECONDS", "PaidCall"]
+__all__ = ["JOB_SECONDS", "PaidCall", "cost_of"]
 
 JOB_SECONDS: Final = 24 * 3600
 """How long a job may take, unless it says otherwise; after that its reserve goes back to the payer."""
@@ -84,7 +85,7 @@ class PaidCall:
         if usage is not None:
             self.usage = usage if isinstance(usage, Usage) else Usage.of(usage)
         if cost is not None:
-            self.cost = usd(cost) if isinstance(cost, str) else cost
+            self.cost = cost_of(cost)
 
     def defer(self, seconds: int = JOB_SECONDS) -> str:
         """The answer goes out now, and the work goes on as a job: the reserve waits for its end, so long at most.
@@ -96,3 +97,11 @@ class PaidCall:
             raise ValueError("a job needs some time")
         self.job_seconds = seconds
         return self.job
+
+
+def cost_of(stated: str | Usd) -> Usd:
+    """A cost as sellers write it, ``"$0.01"``, or in ``Usd``. Raises ``ConfigError`` for all else, and below zero."""
+    made = usd(stated) if isinstance(stated, str) else stated
+    if type(made) is not Usd or made.value < 0:
+        raise ConfigError(f'a cost is written like "$0.01", or is Usd, and not below zero: {stated!r}')
+    return made

@@ -16,7 +16,7 @@ from ..errors import ConfigError, HoldEnded
 from ..ledger.open import store_of
 from ..ledger.port import Store
 from ..model import Account, Claim, Entry, Hold
-from ..money import Pegged, Usd, usd
+from ..money import Pegged, Usd
 from ..networks.assets import TESTNETS
 from ..networks.lightning import Lightning, Rate
 from ..networks.lightning_port import REGTEST, is_lightning
@@ -40,6 +40,7 @@ from ..paywall.tokens import Tokens
 from ..pricing import PriceLike, price_of
 from . import answers
 from .answers import Answer
+from .call import cost_of
 from .counter import Counter
 from .gate import Gate
 from .marks import PriceDependency, mark
@@ -286,10 +287,10 @@ class Paywall:
         Lightning at the rate that was paid at; from a balance in bitcoin at the one of now.
 
         Raises ``HoldEnded`` when it was ended before, or its time was over, and ``RailUnavailable`` where a price of a
-        bitcoin is needed and there is none: nothing moves then.
+        bitcoin is needed and there is none, ``ConfigError`` for what is no cost: nothing moves then.
         """
+        amount = cost_of(cost)
         hold = await self._job(job)
-        amount = usd(cost) if isinstance(cost, str) else cost
         rate = await self._rate_of(hold) if is_lightning(hold.owner) else Pegged(self._decimals_of(hold))
         return await self.store.capture(hold.id, rate.atomic(amount))
 
