@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from x402kit import Call, usd
 from x402kit.errors import BadRequest, ConfigError
 from x402kit.pricing import Delivered, End, Quote, Tokens, Usage, charge
+from x402kit.pricing.prompt import OUTPUT_NAMES
 from x402kit.pricing.rates import dollars, fine, rate
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -116,6 +117,7 @@ async def test_the_ceiling_is_the_bound_of_the_prompt_and_the_callers_cap() -> N
         ({"max_completion_tokens": 8}, 8),
         ({"max_output_tokens": 9}, 9),
         ({"max_tokens": 7, "max_completion_tokens": 8}, 8),
+        ({"max_tokens": 7, "n_predict": 1000}, 1000),  # llama.cpp's word, for which it counts more
         ({"max_tokens": 7, "n": 3}, 21),
         ({"max_tokens": 7, "n": None}, 7),
         ({"max_tokens": 7, "n": 2, "best_of": 5}, 35),
@@ -135,7 +137,7 @@ async def test_a_caller_without_a_cap_has_the_default_one() -> None:
     assert await ceiling(price, {**CHAT, "max_tokens": 60}) == "$60"
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"])
+@pytest.mark.parametrize("name", [*OUTPUT_NAMES, "n", "best_of"])
 @pytest.mark.parametrize("value", [0, -1, 1001, 2**80, 1.0, "5", True, [], {}])
 async def test_a_cap_that_is_none_is_refused(name: str, value: Any) -> None:
     detail = await refusal(Tokens(output="$1/token", max_output=1000), {**CHAT, name: value})
@@ -177,6 +179,15 @@ NAMED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("body", NAMED)
 async def test_what_the_body_only_names_has_no_price_unless_the_seller_bounds_it(body: dict[str, Any]) -> None:
     assert await refusal(Tokens(input="$1/M"), body)
+
+
+@pytest.mark.parametrize("item", [{"type": "item_reference"}, {"type": None}, {}])
+async def test_E04_an_earlier_answer_has_not_the_bound_of_an_image(item: dict[str, Any]) -> None:
+    """It may be of any length; of a reference its type may be left out."""
+    body = {"input": [{**item, "id": "msg_1"}], "max_output_tokens": 1}
+    assert await refusal(Tokens(input="$1/M", per_part=1500), body)
+    bounds = {"item_reference": 9000, "id": 9000}
+    assert (await quote(Tokens(input="$1/token", per_part=bounds), body)).ceiling.value > 9000
 
 
 async def test_an_image_costs_its_bound_and_its_bytes_are_not_text() -> None:

@@ -16,9 +16,12 @@ from .price import Call
 
 __all__ = ["OUTPUT_NAMES", "body_of", "outputs", "parts", "prompt_bytes"]
 
-OUTPUT_NAMES: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+OUTPUT_NAMES: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+"""The last is llama.cpp's, for which it counts more than the others."""
 _CHOICES_MAX: Final = 128
 _ELSEWHERE: Final = ("previous_response_id", "conversation")
+_ELSEWHERE_PARTS: Final = ("item_reference", "id")
+"""An earlier answer, of any length, by its id, with a type or without."""
 _TEXT: Final = {
     *("text", "input_text", "output_text", "summary_text", "refusal", "thinking", "redacted_thinking", "reasoning"),
     *("message", "tool_use", "tool_result", "function_call", "function_call_output"),
@@ -70,7 +73,7 @@ def prompt_bytes(call: Call, body: Mapping[str, Any], per_part: int | Mapping[st
 
 def _bound(kind: str, per_part: int | Mapping[str, int] | None) -> int:
     bound = per_part.get(kind) if isinstance(per_part, Mapping) else per_part
-    if bound is None:
+    if bound is None or (bound is per_part and kind in _ELSEWHERE_PARTS):
         raise BadRequest("not_priceable", detail=f"a part of type {kind[:40]!r} has no price here")
     return bound
 
