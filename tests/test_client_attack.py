@@ -8,9 +8,13 @@ import contextlib
 import gzip
 import itertools
 import json
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import httpx
 import httpx2
@@ -24,6 +28,7 @@ from x402kit.client import (
     Limits,
     Payer,
     PaymentNotAccepted,
+    PaymentOutcomeUnknown,
     PolicyRefused,
     ProofNotAccepted,
     WalletServiceError,
@@ -35,6 +40,7 @@ from x402kit.protocols import x402
 every_kind = pytest.mark.parametrize("kind", KINDS)
 CHALLENGE = {"payment-required": x402.encode_header({"x402Version": 2, "accepts": [entry()]})}
 URL = "http://127.0.0.1/a"
+ROOT = Path(__file__).parent.parent
 HALF = "\ud800"
 """Half of a character: JSON can spell it, and nothing can write it down."""
 
@@ -248,6 +254,86 @@ async def test_K02_a_rest_that_never_comes_holds_no_event_loop() -> None:
     transport = payer().async_transport(dripping(CHALLENGE, Silent()))
     async with httpx.AsyncClient(transport=transport) as client:
         assert (await client.get(URL)).status_code == 200
+
+
+# Nobody gets the answer
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("balance", ["off", "first"])
+async def test_M12_cancelled_while_its_answer_is_written_down_it_stays_open(
+    tmp_path: Path, balance: Literal["off", "first"], times: int
+) -> None:
+    path = tmp_path / "payments.db"
+    paying = payer(journal=path, balance=balance, limits=Limits(hosts=["127.0.0.1"]))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        shown: list[str] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            found = request.headers.get("payment-signature") or request.headers.get("idempotency-key", "")
+            shown.extend([found] if found else [])
+            if found and not other.in_transaction and len(shown) == 1:
+                other.execute("BEGIN IMMEDIATE")
+            return httpx.Response(200 if found else 402, headers=CHALLENGE | {"x-balance-remaining": "1.00"})
+
+        async with httpx.AsyncClient(transport=paying.async_transport(httpx.MockTransport(answer))) as client:
+            task = asyncio.create_task(client.get(URL))
+            await asyncio.sleep(0.3)
+            for _ in range(times):
+                task.cancel()
+                await asyncio.sleep(0.05)
+            other.execute("ROLLBACK")
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            assert isinstance(caught.value.__cause__, PaymentOutcomeUnknown)
+            assert [*states(paying), *(call.state for call in paying.balance_calls())] == ["unknown"]
+            assert (await client.get(URL)).status_code == 200
+    assert len(shown) == 2
+    assert len(set(shown)) == 1
+
+
+def test_M12_ctrl_c_while_its_answer_is_written_down_leaves_it_open(tmp_path: Path) -> None:
+    """In a process of its own, whose main thread is interrupted."""
+    script = """
+import os, signal, sqlite3, sys, threading
+import httpx
+from tests.support.clients import payer
+from tests.test_client_attack import CHALLENGE, URL, states
+other = sqlite3.connect(sys.argv[1], isolation_level=None, check_same_thread=False)
+paying, shown = payer(journal=sys.argv[1]), set()
+
+def interrupt():
+    threading.Event().wait(0.3)
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(0.3)
+    other.execute("ROLLBACK")
+
+def answer(request):
+    if "payment-signature" not in request.headers:
+        return httpx.Response(402, headers=CHALLENGE)
+    if not shown:
+        other.execute("BEGIN IMMEDIATE")
+        threading.Thread(target=interrupt).start()
+    shown.add(request.headers["payment-signature"])
+    return httpx.Response(200)
+
+with httpx.Client(transport=paying.transport(httpx.MockTransport(answer))) as client:
+    try:
+        client.get(URL)
+    except KeyboardInterrupt as error:
+        print(type(error.__cause__).__name__, states(paying))
+    client.get(URL)
+print(len(shown), states(paying))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "payments.db")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "PaymentOutcomeUnknown ['unknown']\n1 ['accepted']\n", done.stderr
 
 
 # Words and numbers

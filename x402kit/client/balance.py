@@ -87,6 +87,7 @@ class FromBalance:
     def __init__(self, setup: BalanceSetup, target: Target) -> None:
         self._setup, self._target, self._begun = setup, target, setup.now()
         self._in_use: BalanceCall | None = None
+        self._over: BalanceCall | None = None
         self._doubt = False
         self._tried = self._sent = False
         self._network = ""
@@ -296,9 +297,15 @@ class FromBalance:
 
     def completed(self, info: PaymentInfo | None) -> None:
         """The answer's body has come, or was not wanted. Blocks."""
-        call, self._in_use = self._in_use, None
-        if call is not None:
-            self._write(call, "answered", info.problem if info else "", info.charged if info else None)
+        self._over, self._in_use = self._in_use, None
+        if self._over is not None:
+            self._write(self._over, "answered", info.problem if info else "", info.charged if info else None)
+
+    def reopen(self) -> None:
+        """Nobody has got the answer: ``interrupted`` follows. Blocks."""
+        if self._over is not None:
+            self._setup.journal.reopen_call(self._over.reference)
+            self._over, self._in_use = None, self._over
 
     def interrupted(self, error: BaseException) -> PaymentOutcomeUnknown | None:
         """The call ends before its answer did (M12): its key is kept for the next identical one. Blocks."""

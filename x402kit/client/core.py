@@ -30,8 +30,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from ..errors import NothingPayable, PayerError, PaymentNotAccepted, PaymentOutcomeUnknown, PolicyRefused
-from ..networks.facilitator_wire import is_used
+from ..errors import NothingPayable, PayerError, PaymentNotAccepted, PolicyRefused
 from ..networks.lightning_port import is_lightning
 from . import wallets
 from .auth_offers import AuthReader, buys_more, charge_header, is_auth
@@ -42,6 +41,7 @@ from .journal_lightning import Invoice, Token
 from .lightning import Failed, LightningPayments, Unclear, is_unpaid, no_node, with_auth
 from .lightning_wallet import ADDRESS
 from .on_token import KEY, OnToken
+from .outcome import AGAIN, may_have_moved, state_after, unknown_outcome
 from .policy import Policy, Target, proposal
 from .receipts import PaymentInfo, read_payment, read_receipt, read_token, says_unsent
 from .signing import draft_of, prepare
@@ -51,8 +51,6 @@ __all__ = ["Attempt", "Setup"]
 
 _log = logging.getLogger("x402kit.client")
 
-AGAIN: Final = frozenset((409, 500, 502, 503, 504))
-"""Answers after which the same payment is shown again: money may have moved, or the server asks for it."""
 ASKS: Final = 8
 """How often a call that is offered the invoice of another one asks for one of its own."""
 
@@ -92,6 +90,7 @@ class Attempt:
         self._setup = setup
         self._target = target
         self._in_use: Payment | None = None
+        self._over: Payment | None = None
         self.paid: Payment | None = None
         self._signing = ""
         self._shown: list[str] = []
@@ -175,7 +174,7 @@ class Attempt:
             self._failure = made.reason
             return None
         yield from self._finish(payment, "unknown", reason=made.reason)
-        raise _unknown(payment.reference, made.reason)
+        raise unknown_outcome(payment.reference, made.reason)
 
     def _offers(self, challenge: Challenge | None, answer: Answer) -> Generator[Step, Any, list[Offer]]:
         """x402's first, and then those in ``WWW-Authenticate``."""
@@ -327,7 +326,7 @@ class Attempt:
             yield from self._finish(payment, "unknown" if self._doubt else "refused", reason=repr(result.error))
             if not self._doubt:
                 raise result.error
-            raise _unknown(payment.reference) from result.error
+            raise unknown_outcome(payment.reference) from result.error
         return result
 
     def _headers(self, payment: Payment) -> dict[str, str]:
@@ -350,14 +349,14 @@ class Attempt:
         receipt = read_receipt(answer.headers)
         said = (receipt.error_reason if receipt else "") or (challenge.parsed.error if challenge else "")
         is_told = bool(answer.challenges) if is_auth(payment.header) else challenge is not None
-        unclear = not is_told or _may_have_moved(said, doubt=self._doubt)
+        unclear = not is_told or may_have_moved(said, doubt=self._doubt)
         self._doubt |= unclear
         refused = "used" if moved else "refused"  # an invoice that was paid stays paid
         state = "unknown" if unclear or (self._doubt and not moved) else refused
         yield from self._finish(payment, state, reason=f"402: {said}", refused=not unclear)
         reason = "".join(char for char in said[:200] if char.isprintable()) or "no reason given"
         if unclear:
-            raise _unknown(payment.reference, f"402, {reason}")
+            raise unknown_outcome(payment.reference, f"402, {reason}")
         if offers and not self._doubt and len(self._shown) < self._setup.max_signatures:
             return offers
         before = ", ".join(each for each in self._shown if each != payment.reference)
@@ -370,7 +369,7 @@ class Attempt:
             payment, answer.headers, self._setup.policy.known.get((payment.network, payment.asset.lower()))
         )
         moved = is_lightning(payment.network) or (info.receipt is not None and info.receipt.success)
-        state, refused = _state_after(answer, doubt=self._doubt or moved)
+        state, refused = state_after(answer, doubt=self._doubt or moved)
         if state != "accepted":
             reason = f"status {answer.status}"
             yield from self._finish(payment, state, transaction=info.transaction, reason=reason, refused=refused)
@@ -408,9 +407,18 @@ class Attempt:
         """The answer's body has come, or was not wanted: the payment is accepted. Blocks."""
         self._balance.completed(info)
         self._on_token.ended(None)
-        payment, self._in_use = self._in_use, None
-        if payment is not None and info is not None:
-            self._write(payment.reference, "accepted", info.transaction, info.problem)
+        self._over, self._in_use = self._in_use, None
+        if self._over is not None and info is not None:
+            self._write(self._over.reference, "accepted", info.transaction, info.problem)
+
+    def reopened(self, error: BaseException) -> None:
+        """It was interrupted while that was written down: nobody has got the answer (M12). Blocks."""
+        self._balance.reopen()
+        self._on_token.reopen()
+        if self._over is not None:
+            self._setup.journal.reopen(self._over, self._setup.now(), self)
+            self._over, self._in_use = None, self._over
+        self.interrupted(error)
 
     def interrupted(self, error: BaseException) -> None:
         """The call ends before its answer did (M12): a payment that was shown stays open. Blocks."""
@@ -418,7 +426,7 @@ class Attempt:
         self._on_token.ended(error)
         payment, self._in_use = self._in_use, None
         if payment is not None:
-            unknown = _unknown(payment.reference)
+            unknown = unknown_outcome(payment.reference)
             self._write(payment.reference, "unknown", "", f"interrupted: {error!r}")
         elif self._setup.journal.holds(self._signing, self) and not isinstance(error, Exception):  # else rolled back
             self._write(self._signing, "refused", "", "never sent")
@@ -426,24 +434,3 @@ class Attempt:
             error.add_note(str(unknown))
             if error.__cause__ is None:
                 error.__cause__ = unknown
-
-
-def _may_have_moved(said: str, *, doubt: bool) -> bool:
-    """Whether a refusal's reason is that of a payment that has landed; on Solana its simulation fails then."""
-    return is_used(said) or said == "duplicate_settlement" or (doubt and said == "transaction_simulation_failed")
-
-
-def _unknown(reference: str, said: str = "") -> PaymentOutcomeUnknown:
-    text = "the payment was sent and no certain answer came" + (f" ({said})" if said else "")
-    return PaymentOutcomeUnknown(text, reference=reference)
-
-
-def _state_after(answer: Answer, *, doubt: bool) -> tuple[str, bool]:
-    """The row's state after a deciding answer that is no 402, and whether it counts as a refusal."""
-    if answer.status in AGAIN or "payment-outcome" in answer.headers:
-        return "unknown", False  # the payment may be good still, for the same request
-    if answer.status < 400:
-        return "accepted", False
-    if answer.status == 403:
-        return "used", True
-    return "unknown" if doubt else "refused", True

@@ -19,6 +19,7 @@ from ..errors import PaymentOutcomeUnknown, UnreplayableBody
 from ..model import BYTES_NESTED_MAX
 from .challenge import has_payment
 from .core import Attempt, Setup
+from .ending import Ending
 from .policy import Target
 from .proofs import has_proof
 from .receipts import EXTENSION, PaymentInfo
@@ -32,7 +33,6 @@ __all__ = [
     "REST_SECONDS",
     "TOP_UP",
     "AsyncReplay",
-    "End",
     "Exchange",
     "Family",
     "Head",
@@ -55,8 +55,6 @@ REST_SECONDS: Final = 1.0
 _SLICE: Final = 1024
 _FORM: Final = re.compile(r"multipart/form-data; boundary=([0-9a-f]{32})\Z")
 """A form whose boundary httpx has drawn. One that the caller chose stays."""
-
-End = Callable[[BaseException | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +242,7 @@ class Exchange:
             return None
         return made if len(made) <= BYTES_NESTED_MAX else None
 
-    def finished(self, info: PaymentInfo | None) -> tuple[httpx.Response, End | None]:
+    def finished(self, info: PaymentInfo | None) -> tuple[httpx.Response, Ending | None]:
         """The answer for the client, and what its body must call at its end, where a payment waits for that."""
         response, led, paid = self.response, self._led, self.attempt.paid
         assert response is not None
@@ -255,15 +253,9 @@ class Exchange:
             if info is not None and paid is not None:
                 Led(self._setup.journal, self._setup.now, paid, info).mark(self._asked)
 
-        def end(error: BaseException | None) -> None:
-            if led is not None:
-                led.ended(response.status_code, error)
-            if error is None:
-                self.attempt.completed(info)
-            else:
-                self.attempt.interrupted(error)
-
-        return response, end if self.attempt.in_use or led is not None else None
+        if led is None and not self.attempt.in_use:
+            return response, None
+        return response, Ending(self.attempt, info, led, response.status_code)
 
     @property
     def is_open(self) -> bool:
@@ -304,7 +296,7 @@ class Replay:
         head: Sequence[bytes],
         rest: Iterator[bytes],
         inner: Any,
-        end: End | None = None,
+        end: Callable[[BaseException | None], None] | None = None,
         look: Callable[[bytes], Exception | None] | None = None,
     ) -> None:
         self._head, self._rest, self._inner, self._end, self._look = head, rest, inner, end, look

@@ -350,6 +350,11 @@ class Journal:
             self._live.pop(reference, None)
             journal_calls.end(db, reference, state, now, charged, reason)
 
+    def reopen_call(self, reference: str) -> None:
+        """Nobody has got its answer."""
+        with self._writing() as db:
+            journal_calls.reopen(db, reference)
+
     def calls(self, *, only_open: bool = False) -> list[BalanceCall]:
         """The calls from the balance, oldest first."""
         with self._locked() as db:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from typing import Final
 
-__all__ = ["BalanceCall", "begin", "calls", "end", "find", "make_table", "purge", "whole"]
+__all__ = ["BalanceCall", "begin", "calls", "end", "find", "make_table", "purge", "reopen", "whole"]
 
 REUSED: Final = 3 * 3600
 """Longer than an SDK's retries can take."""
@@ -112,6 +112,11 @@ def end(db: sqlite3.Connection, reference: str, state: str, now: int, charged: i
         "lease_until = 0 WHERE reference = ? AND (? = 'answered' OR state IN ('sent', 'unknown', 'cooling'))",
         (state, charged, whole(reason[:500]), now, state == "cooling", reference, state),
     )
+
+
+def reopen(db: sqlite3.Connection, reference: str) -> None:
+    """A call that was answered is not."""
+    db.execute("UPDATE calls SET state = 'sent' WHERE reference = ? AND state = 'answered'", (reference,))
 
 
 def calls(db: sqlite3.Connection, *, only_open: bool) -> list[BalanceCall]:

@@ -34,6 +34,7 @@ class OnToken:
     def __init__(self, journal: Journal, target: Target, now: Callable[[], int]) -> None:
         self._journal, self._target, self._now = journal, target, now
         self._in_use: BalanceCall | None = None
+        self._over: BalanceCall | None = None
 
     def send(self, token: Token) -> Generator[Step, Any, Answer]:
         """Send with the token. Raises what the transport raised; the next identical call has the same key then."""
@@ -86,7 +87,14 @@ class OnToken:
     def ended(self, error: BaseException | None) -> None:
         """The answer's body has come, or was not wanted; or the call ends before that, by an ``error``. Blocks."""
         call, self._in_use = self._in_use, None
+        self._over = call if error is None else None
         if call is not None:
             self._write(
                 call, "answered" if error is None else "unknown", "" if error is None else f"interrupted: {error!r}"
             )
+
+    def reopen(self) -> None:
+        """Nobody has got the answer: ``ended`` follows, with the error. Blocks."""
+        if self._over is not None:
+            self._journal.reopen_call(self._over.reference)
+            self._over, self._in_use = None, self._over

@@ -6,7 +6,9 @@ loop, and finishes what it writes there even when the call is cancelled (M12).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -19,7 +21,8 @@ import httpx
 
 from ..errors import ConfigError, PaymentOutcomeUnknown, PolicyRefused
 from .core import Setup
-from .exchange import BODY_SECONDS, REST_SECONDS, End, Exchange, Family, Head, is_ours
+from .ending import Ending
+from .exchange import BODY_SECONDS, REST_SECONDS, Exchange, Family, Head, is_ours
 from .policy import Proposal
 from .steps import Ask, Body, Drop, Send, Sleep, Step, Store, Work
 
@@ -59,7 +62,7 @@ class Driver:
             raise
         return response if end is None else self._ending(response, end, exchange)
 
-    def _ending(self, response: httpx.Response, end: End, exchange: Exchange) -> httpx.Response:
+    def _ending(self, response: httpx.Response, end: Ending, exchange: Exchange) -> httpx.Response:
         stream: Any = response.stream
         if response.is_closed:  # the inner transport has read it all
             end(None)
@@ -146,10 +149,17 @@ class AsyncDriver:
             raise
         return response if end is None else await self._ending(response, end, exchange)
 
-    async def _ending(self, response: httpx.Response, end: End, exchange: Exchange) -> httpx.Response:
+    async def _ending(self, response: httpx.Response, end: Ending, exchange: Exchange) -> httpx.Response:
         async def ended(error: BaseException | None) -> None:
-            with anyio.CancelScope(shield=True):
-                await _in_thread(partial(end, error))
+            try:
+                with anyio.CancelScope(shield=True):
+                    await _in_thread(partial(end, error))
+            except anyio.get_cancelled_exc_class() as cancelled:  # asyncio's own passes through the shield
+                if error is None:
+                    thread = threading.Thread(target=end.cancelled, args=(cancelled,))
+                    thread.start()  # before anything is awaited: it may be cancelled once more
+                    await _joined(thread)
+                raise
 
         stream: Any = response.stream
         if response.is_closed:
@@ -238,6 +248,13 @@ async def _in_thread(action: Callable[[], T]) -> T:
         limiter = anyio.CapacityLimiter(1)
         _limiter.set(limiter)
     return await anyio.to_thread.run_sync(action, limiter=limiter)
+
+
+async def _joined(thread: threading.Thread) -> None:
+    """Whatever cancels it meanwhile: its caller raises that anyway."""
+    while thread.is_alive():
+        with contextlib.suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(thread.join, limiter=anyio.CapacityLimiter(1))
 
 
 async def _end(exchange: Exchange, error: BaseException) -> None:

@@ -1,0 +1,60 @@
+"""How a call ends that waited for its answer's body: as answered only where the caller gets the answer (M12)."""
+
+from __future__ import annotations
+
+import threading
+
+from .core import Attempt
+from .receipts import PaymentInfo
+from .redirects import Led
+
+__all__ = ["Ending"]
+
+
+class Ending:
+    """Called with what broke the body, or None when it has come or is not wanted. Blocks.
+
+    That it has come takes a moment to be written down, in which the caller may be cancelled.
+    """
+
+    def __init__(self, attempt: Attempt, info: PaymentInfo | None, led: Led | None, status: int) -> None:
+        self._attempt, self._info, self._led, self._status = attempt, info, led, status
+        self._lock = threading.Lock()
+        self._is_written = self._is_cancelled = False
+
+    def __call__(self, error: BaseException | None) -> None:
+        with self._lock:
+            if error is not None:
+                self._interrupted(error)
+            elif not self._is_cancelled:
+                self._is_written = True
+                try:
+                    self._completed()
+                except BaseException as stopped:
+                    self._reopened(stopped)
+                    raise
+
+    def cancelled(self, error: BaseException) -> None:
+        """While a thread was to write down that the answer has come, whether it has begun to or not. Blocks."""
+        with self._lock:
+            self._is_cancelled = True
+            if self._is_written:
+                self._reopened(error)
+            else:
+                self._interrupted(error)
+
+    def _completed(self) -> None:
+        if self._led is not None:
+            self._led.ended(self._status)
+        self._attempt.completed(self._info)
+
+    def _interrupted(self, error: BaseException) -> None:
+        if self._led is not None:
+            self._led.ended(0, error)
+        self._attempt.interrupted(error)
+
+    def _reopened(self, error: BaseException) -> None:
+        if self._led is not None:
+            self._led.reopen(self)
+            self._led.ended(0, error)
+        self._attempt.reopened(error)
