@@ -213,7 +213,7 @@ def read_answer(data: bytes) -> dict[str, Any] | None:
 
 
 def _is_deep(data: bytes) -> bool:
-    """Whether it is nested so that reading it could overrun the stack, as it does where the recursion limit is raised."""
+    """Whether it is nested so that reading it could overrun the stack: no limit to recursion keeps it from that."""
     if data.count(b"[") + data.count(b"{") <= _NESTING:
         return False
     brackets = _QUOTED.sub(b"", data).translate(None, _NO_BRACKETS)
