@@ -27,6 +27,12 @@ USDC = DEFAULTS[BASE]
 WALLET = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
 OTHER = "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"
 FAR = 4_000_000_000
+READER = """
+    DO $$ BEGIN CREATE ROLE reader LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;
+    GRANT USAGE ON SCHEMA x402kit TO reader;
+    GRANT SELECT ON ALL TABLES IN SCHEMA x402kit TO reader;
+"""
+"""docs/postgresql.md: enough for reports."""
 
 
 def account(wallet: str = WALLET, network: str = BASE) -> Account:
@@ -365,6 +371,25 @@ def test_a_database_that_is_not_there_is_no_ledger(postgres: PostgresServer, led
     done = ledger("verify", postgres.dsn("nothing"))
     assert (done.status, done.out) == (2, "")
     assert "there is no such database" in done.err
+
+
+def test_a_role_that_only_reads_can_verify_and_is_told_that_it_may_not_rebuild(database: str, ledger: Ledger) -> None:
+    async def made() -> None:
+        store = store_of(database)
+        await store.start()
+        await fill(store)
+        await store.close()
+
+    asyncio.run(made())
+    query(database, READER)
+    reader = database.replace("postgres@", "reader@")
+    for asked in (("verify",), ("totals",), ("statement", WALLET)):
+        assert ledger(*asked, reader).status == 0
+    done = ledger("rebuild", reader)
+    assert (done.status, done.out) == (2, "")
+    assert "permission denied for table accounts" in done.err
+    query(database, "REVOKE SELECT ON x402kit.payouts FROM reader")
+    assert ledger("verify", reader).status == 2
 
 
 def test_a_new_ledger_is_empty(tmp_path: Path, ledger: Ledger) -> None:

@@ -75,6 +75,20 @@ async def test_F01_a_payout_spends_its_proof_too(store: Store) -> None:
     assert await store.balance(PAYER) == Balance(60)
 
 
+@pytest.mark.parametrize("move", ["confirm", "drop", "lose"])
+async def test_I12_a_payout_that_is_over_is_kept_alive_by_nobody(store: Store, move: str) -> None:
+    """Else each one that was ever made would be, by a write every few seconds."""
+    who = ("eip155:8453", "0xUSDC", "", "0xPayer")
+    await store.payout(Claim("out", "claimed", b"", b"", "", *who, 40, FAR, 1, 2, owner="o"))
+    if move == "lose":
+        assert await store.move_payout("out", "intend", "o", reference="0x1")
+    assert await store.move_payout("out", move, "o")
+    await asyncio.sleep(0.4)  # more than a lease
+    found = await store.get_payout("out")
+    assert found is not None
+    assert found.lease_until == 0
+
+
 @pytest.mark.parametrize(("captured", "rest"), [(None, 0), (30, 70), (0, 100), (900, 0)])
 async def test_a_served_payment_is_earned_and_its_rest_is_balance(
     store: Store, captured: int | None, rest: int

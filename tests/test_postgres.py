@@ -295,6 +295,21 @@ async def test_J08_who_starts_beside_a_migration_waits_for_it_however_long_it_ta
     await store.close()
 
 
+async def test_J08_who_waited_for_a_migration_that_is_too_new_does_not_start(database: str) -> None:
+    async with opened(database):
+        pass
+    query(database, "UPDATE x402kit.meta SET value = '1' WHERE key = 'schema'")
+    lock = postgres_base._MIGRATING  # pyright: ignore[reportPrivateUsage]
+    with psycopg.connect(database) as newer:
+        newer.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+        newer.execute("UPDATE x402kit.meta SET value = %s WHERE key LIKE 'schema%%'", (b"%d" % (LATEST + 1),))
+        starting = asyncio.create_task(PostgresStore(database).start())
+        await asyncio.sleep(0.5)
+        assert not starting.done()
+    with pytest.raises(ConfigError, match=f"schema {LATEST + 1}"):
+        await starting
+
+
 async def test_J08_J04_a_migration_that_finds_a_table_in_use_makes_no_payment_wait(database: str) -> None:
     """It gives up within its limit, and the next start makes it."""
     async with opened(database):

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_store import FAR, new_claim, settle
+from tests.test_store import ALICE, FAR, hold, new_claim, settle
 from x402kit.errors import ConfigError, LedgerUnreachable, RailUnavailable, TooManyRequests
-from x402kit.ledger import files
+from x402kit.ledger import files, sqlite_file
 from x402kit.ledger.open import store_of
 from x402kit.ledger.sqlite import SQLiteStore
 
@@ -191,6 +191,21 @@ async def test_I12_a_start_that_runs_out_of_descriptors_leaves_nothing_and_can_b
     for gap in gaps:
         os.close(gap)
     assert 1 < refused < 12
+
+
+async def test_J07_who_does_not_see_the_boot_id_takes_no_lease_from_who_does(
+    store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a command in a stricter sandbox than the server's: it must not end what the server works on."""
+    await store.deposit(ALICE, 100, "d")
+    await store.reserve(hold("1"))
+    await settle(store, new_claim())
+    monkeypatch.setattr(sqlite_file, "boot_id", lambda: "")
+    other = SQLiteStore(tmp_path / "claims.db")
+    await other.start()
+    assert await other.expire(FAR) == []
+    assert await other.take("p", "settled", "b") is None
+    await other.close()
 
 
 async def test_a_ledger_without_a_name_is_refused() -> None:

@@ -223,7 +223,10 @@ class Base:
 
     @contextlib.asynccontextmanager
     async def _aside(self, isolation: str = "") -> AsyncGenerator[psycopg.AsyncConnection[TupleRow]]:
-        """A transaction without limits of time: for what the operator asks, not a payer."""
+        """A transaction without limits of time: for what the operator asks, not a payer.
+
+        Raises ``ConfigError`` for what the role may not do, or the server can't: it would be refused again.
+        """
         pool = self._open()
         await pool.check()
         try:
@@ -232,6 +235,8 @@ class Base:
                     await connection.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
                 await connection.execute(_UNLIMITED)
                 yield connection
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as e:
+            raise ConfigError(f"the ledger's database refuses it: {_said(e)}") from None
         except (psycopg.Error, PoolTimeout) as e:
             raise unavailable(e) from None
 
@@ -336,7 +341,6 @@ async def _migrate(connection: Connection, migrations: tuple[Migration, ...] = M
                 found, oldest = await _versions(connection)
                 if found < migration.number:
                     await _apply(connection, migration)
-        return
     if oldest > migrations[-1].number:
         raise ConfigError(
             f"the ledger is of schema {found} and can be used from {oldest} on; this version knows {LATEST}"

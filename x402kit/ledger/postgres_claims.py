@@ -27,7 +27,7 @@ from .postgres_moves import (
     take_sql,
 )
 from .postgres_schema import CLAIM_COLUMNS
-from .rules import MOVES, checked
+from .rules import MOVES, checked, ends
 
 __all__ = ["Claims"]
 
@@ -167,9 +167,8 @@ class Claims(Base):
         account: Account | None = None,
     ) -> bool:
         """Make a move; with ``account``, which it then writes in the books of."""
-        # A row that reached its end, or that waits for the chain alone, needs no lease.
-        ends = MOVES[move][1] in ("served", "failed", "credited", "unknown")
-        if ends:
+        over = ends(table, move)
+        if over:
             columns["lease_until"] = 0
         names, owned = tuple(columns), owner is not None
         if account is None:
@@ -182,7 +181,7 @@ class Claims(Base):
                 sql, values, of=payment_id, account=account, creates=account is not None, order=payment_id
             )
         finally:
-            if ends and owner is not None:
+            if over and owner is not None:
                 # Done or not: whoever asked works on it no more, and its lease must be able to end.
                 self._let_go(table, payment_id, owner)
         return bool(rows) or (again and await self._made(table, payment_id, move, owner, columns))

@@ -39,6 +39,7 @@ __all__ = [
     "capture",
     "checked",
     "deposit",
+    "ends",
     "may",
     "notable",
     "payment",
@@ -78,6 +79,12 @@ HOLD_ENDS: Final[Mapping[str, str]] = {"capture": "captured", "void": "voided", 
 def may(move: str, state: str) -> bool:
     """Whether a claim in ``state`` can make ``move``."""
     return state in MOVES[move][0]
+
+
+def ends(table: str, move: str) -> bool:
+    """Whether a row of ``table`` needs no lease after ``move``: it is over, or waits for the chain alone."""
+    state = MOVES[move][1]
+    return state in ("served", "failed", "credited", "unknown") or (table == "payouts" and state == "settled")
 
 
 def notable(columns: Iterable[str]) -> tuple[str, ...]:

@@ -142,13 +142,13 @@ class SQLiteFile:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
         boot = boot_id().encode()
-        if connection.execute("SELECT value FROM meta WHERE key = 'boot'").fetchone() != (boot,):
+        if not boot:  # none to be seen from here: a lease that ends later than any can was made before a reboot
+            for table in _LEASES:
+                connection.execute(f"UPDATE {table} SET lease_until = 0 WHERE lease_until > ?", (clock() + 3_600_000,))
+        elif connection.execute("SELECT value FROM meta WHERE key = 'boot'").fetchone() != (boot,):
             for table in _LEASES:
                 connection.execute(f"UPDATE {table} SET lease_until = 0 WHERE lease_until <> 0")
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot,))
-        elif not boot:  # no such id here: a lease that ends later than any can was made before a reboot
-            for table in _LEASES:
-                connection.execute(f"UPDATE {table} SET lease_until = 0 WHERE lease_until > ?", (clock() + 3_600_000,))
         connection.execute("COMMIT")
         connection.execute("PRAGMA busy_timeout = 0")  # from here on the worker waits by itself
         # Pages that many moves touch are neither read again from the file, nor copied into it with every hundredth.

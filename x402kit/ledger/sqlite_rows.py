@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from ..model import Claim
-from .rules import MOVES
+from .rules import MOVES, ends
 from .sqlite_file import SQLiteFile, clock
 from .worker import ROWS, Together, execute_rows
 
@@ -51,13 +51,12 @@ class SQLiteRows(SQLiteFile):
         return Claim._make(row)
 
     async def _move(self, table: str, payment_id: str, move: str, owner: str | None, columns: dict[str, Any]) -> bool:
-        # A row that reached its end, or that waits for the chain alone, needs no lease.
-        ends = MOVES[move][1] in ("served", "failed", "credited", "unknown")
-        if ends:
+        over = ends(table, move)
+        if over:
             columns["lease_until"] = 0
         sql, together = _moves(table, move, tuple(columns), owner is not None)
         values = (*columns.values(), payment_id) if owner is None else (*columns.values(), payment_id, owner)
-        if ends and owner is not None:
+        if over and owner is not None:
             # Done or not: whoever asked works on it no more, and its lease must be able to end. Before the move, since
             # a beat of the same transaction would give a new lease to what waits for the chain alone.
             self._held[table].discard((owner, payment_id))
