@@ -40,7 +40,9 @@ OURS: Final = {
 
 paywall = Settings.from_env().paywall()
 models = Models.load(os.environ.get("MODELS", Path(__file__).with_name("models.toml")))
-upstream = httpx.AsyncClient(timeout=httpx.Timeout(10, read=120), trust_env=False)
+ANY: Final = httpx.Limits(max_connections=None)
+"""What is slow, at either end, holds a connection: nobody waits for those of others."""
+upstream = httpx.AsyncClient(timeout=httpx.Timeout(10, read=120), limits=ANY, trust_env=False)
 
 
 async def proxy(scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -176,19 +177,38 @@ def test_what_has_no_price_passes_unchanged(url: str, upstream: Upstream) -> Non
     assert upstream.bodies[-1] == b"content"
 
 
+def half_sent(url: str) -> socket.socket:
+    """A request whose body of ten bytes has come as far as the fifth."""
+    host, port = url.removeprefix("http://").split(":")
+    made = socket.create_connection((host, int(port)), timeout=10)
+    head = b"PUT /v1/files/a HTTP/1.1\r\nHost: %b\r\nContent-Length: 10\r\nConnection: close\r\n\r\n"
+    made.sendall(head % host.encode() + b"first")
+    return made
+
+
+def arrived(upstream: Upstream, number: int) -> bool:
+    end = time.monotonic() + 10
+    while len(upstream.seen) < number and time.monotonic() < end:
+        time.sleep(0.01)
+    return len(upstream.seen) >= number
+
+
+def test_K02_slow_callers_keep_nobody_from_the_app_behind(url: str, upstream: Upstream) -> None:
+    upstream.seen.clear()
+    with contextlib.ExitStack() as callers:
+        for _ in range(101):
+            callers.enter_context(half_sent(url))
+        assert arrived(upstream, 101)
+        assert httpx.get(f"{url}/v1/files/b", timeout=5, trust_env=False).status_code == 200
+
+
 @pytest.mark.parametrize("rest", [b" last", b""])
 def test_K01_a_body_without_a_price_passes_as_it_comes(url: str, upstream: Upstream, rest: bytes) -> None:
     """It has no limit, and is kept nowhere. Nor is there a fault where its sender leaves amid it."""
     upstream.seen.clear()
     upstream.bodies.clear()
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as caller:
-        head = b"PUT /v1/files/a HTTP/1.1\r\nHost: %b\r\nContent-Length: 10\r\nConnection: close\r\n\r\n"
-        caller.sendall(head % host.encode() + b"first")
-        end = time.monotonic() + 10
-        while not upstream.seen and time.monotonic() < end:
-            time.sleep(0.01)
-        assert upstream.seen
+    with half_sent(url) as caller:
+        assert arrived(upstream, 1)
         caller.sendall(rest)
         if rest:
             assert caller.makefile("rb").read().startswith(b"HTTP/1.1 200 ")
