@@ -520,6 +520,27 @@ async def test_E04_what_costs_more_than_its_hold(ledger: str, overage: Any) -> N
         await till.store.void("elsewhere")
 
 
+@pytest.mark.parametrize("start", [START, 3000], ids=["all of it", "as far as the balance goes"])
+async def test_C06_E04_what_was_charged_above_its_hold_is_told_again(ledger: str, start: int) -> None:
+    """The copy of the answer is made before the store has found out how much there is."""
+    async with opened(ledger, route={"overage": "charge", "report_usage": True}) as till:
+        till.expected["overage"] = True
+        await till.credit(start)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await reply(send, json.dumps({"usage": use(5000)}).encode())
+
+        till.playing.app = app
+        charged = min(5000, start)
+        for replayed in ("", "true"):
+            answer = await till.ask("/metered", {**till.proof(), "Idempotency-Key": "one"})
+            assert answer.header("payment-replayed") == replayed
+            assert (receipt(answer)["amount"], told(answer)["charged"]) == (str(charged), str(charged))
+            bill = answer.json()["usage"].get(BILL, {"charged_usdc": f"0.{charged:06}"})
+            assert bill["charged_usdc"] == f"0.{charged:06}"
+        assert (await till.balance()).available == start - charged
+
+
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 async def test_E06_a_reserve_that_was_lost_is_not_captured(
     till: Till, streamed: bool, caplog: pytest.LogCaptureFixture

@@ -225,6 +225,8 @@ def replay(kept: Claim | Hold, receipt: SettlementResponse | None, via: Via = _V
         body = dump_json({"replayed": True, "detail": detail})
         if isinstance(kept, Hold) or kept.captured < kept.amount:
             headers += _told_again(kept)
+    elif isinstance(kept, Hold) and kept.captured > kept.amount:  # the copy was made before that was known
+        headers = [pair for pair in headers if pair[0] != b"payment-response"] + _told_again(kept)
     headers.append((b"payment-replayed", b"true"))
     if receipt is not None:  # it may be shown in another protocol than it was served in
         told = {name.lower() for name, _ in headers}

@@ -321,7 +321,10 @@ class Delivery:
             await sale.defer(now + seconds, self._metering.paid.request_id, **answer)
             return None
         cost = self._metering.cost(end)
-        answer = self._answer(sale.expected(cost), now, KEPT_SECONDS)
+        above = sale.source == "balance" and cost is not None and cost > sale.amount
+        # What of it is there to be charged the store finds out: the copy says nothing of it (``replay`` does).
+        expected = None if above and self._resource.overage == "charge" else sale.expected(cost)
+        answer = self._answer(expected, now, KEPT_SECONDS)
         if answer and self._metering.active:
             answer["request_id"] = self._metering.paid.request_id
         return await sale.serve(cost, **answer)
