@@ -200,13 +200,13 @@ def test_M13_the_same_request_again_never_has_two_payments_in_doubt() -> None:
     _insists(_World, 500)
 
 
-def test_M13_a_budget_holds_all_that_an_honest_seller_settled() -> None:
+def test_M13_a_budget_holds_all_that_was_settled_whatever_the_seller_said() -> None:
     world = _World(0)
     setup = _setup(lambda: world.now, Limits(per_call="$0.01", per_day="$0.50"))
     settled, refused = 0, 0
     for seed in range(300):
         world = _World(seed, now=1_800_000_000 - 1_800_000_000 % 86400)
-        world.faults = [fault for fault in world.faults if fault not in ("402", "404", "429")] + ["ok"]
+        world.faults = [*world.faults, "ok"]
         world.slow = 0.0
         target = _target(str(seed))
         refused += logical_call(lambda: Attempt(setup, target), world) == "TooDear"  # noqa: B023

@@ -320,15 +320,31 @@ def test_C06_a_call_from_the_balance_that_is_over_stays_so(state: str) -> None:
 # Budgets
 
 
-def test_M04_a_refused_payments_budget_comes_back_when_it_can_not_land_any_more() -> None:
+def test_M04_a_budget_comes_back_of_what_nobody_saw_when_it_can_not_land_any_more() -> None:
+    journal = Journal()
+    reserve(journal, day=10_000)
+    journal.finish("a", "refused", NOW)
+    with pytest.raises(TooDear):
+        reserve(journal, "b", at=NOW + 60, day=10_000)
+    reserve(journal, "b", at=NOW + 61, day=10_000)
+    assert [row.state for row in journal.payments()] == ["released", "signed"]
+    assert journal.spent("0xpayer", NOW) == (10_000, 10_000)
+
+
+@pytest.mark.parametrize("sent", [0, 1])
+def test_M04_a_budget_does_not_come_back_on_the_sellers_word(sent: int) -> None:
+    """Who refused a payment may have settled it since; and whether it was shown again later does not matter."""
     journal = Journal()
     reserve(journal, day=10_000)
     journal.finish("a", "refused", NOW, refused=True)
+    for _ in range(sent):
+        assert taken(journal, NOW + 30) == "a"
+        journal.finish("a", "refused", NOW + 30)
     with pytest.raises(TooDear):
-        reserve(journal, "b", at=NOW + 60, day=10_000)
-    reserve(journal, "b", at=NOW + COOL, day=10_000)
+        reserve(journal, "b", at=NOW + COOL + 30, day=10_000)
+    reserve(journal, "b", at=NOW + COOL + 30)
     assert [row.state for row in journal.payments()] == ["released", "signed"]
-    assert journal.spent("0xpayer", NOW) == (10_000, 10_000)
+    assert journal.spent("0xpayer", NOW) == (20_000, 20_000)
 
 
 @pytest.mark.parametrize("state", ["unknown", "used", "accepted", "given up"])

@@ -4,16 +4,19 @@
 | --- | --- | --- | --- |
 | signed | a live call is using it, or its process died | yes, once that call or process is gone | spent |
 | unknown | sent, and no certain answer | yes | spent |
-| refused | the server says that no money moved, or it was never sent | until it can't land any more | held until then |
-| released | a refused one after that time | no | given back |
+| refused | the server says that no money moved, or it was never sent | until it can't land any more | spent |
+| released | a refused one after that time | no | given back if it was never sent |
 | used | the server says that it is spent (403) | no | spent |
 | accepted | goods came | no | spent |
 | given up | by hand | no | spent |
 
-A payment on Lightning is ``signed`` before its invoice is paid (lightning.py); one that certainly failed is released
-at once. An unknown one that a server then refuses is shown until it can't land any more; and whatever was refused (402,
-403, another 4xx) is shown for ``COOL`` seconds more, or until the third refusal, since SDKs try three times: their
-retries meet the same payment, never a new one.
+That no money moved is the server's word, and who has seen a payment may settle it until it can't land any more: a cap
+that believed it would be none (M04).
+
+A payment on Lightning is ``signed`` before its invoice is paid (lightning.py); one that certainly failed is released,
+budget and all, at once. An unknown one that a server then refuses is shown until it can't land any more; and whatever
+was refused (402, 403, another 4xx) is shown for ``COOL`` seconds more, or until the third refusal, since SDKs try three
+times: their retries meet the same payment, never a new one.
 
 Cap and row are one transaction, guarded in the statement that counts, so that threads and processes on one file
 together never exceed a cap. ``synchronous=FULL``: a row that was written survives a power cut (J02). All calls block;
@@ -231,10 +234,11 @@ class Journal:
         return made
 
     def _sweep(self, db: sqlite3.Connection, now: int) -> None:
-        """Give back what certainly did not move and can't any more; forget what is old."""
-        rows = db.execute(f"SELECT micros, payer, created_at FROM payments {_OVER}", {"now": now}).fetchall()
-        for micros, payer, created_at in rows:
-            for period in _periods(created_at):
+        """Give back what nobody has seen and can't land any more; forget what is old."""
+        sql = f"SELECT micros, payer, created_at, refusals FROM payments {_OVER}"
+        rows = db.execute(sql, {"now": now}).fetchall()
+        for micros, payer, created_at, refusals in rows:
+            for period in _periods(created_at) if refusals == 0 else ():
                 db.execute(_UNCOUNT, (micros, payer, period))
         if rows:
             db.execute(f"UPDATE payments SET state = 'released', value = '' {_OVER}", {"now": now})
