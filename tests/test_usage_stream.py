@@ -283,6 +283,9 @@ def test_the_last_event_counts_without_its_blank_line() -> None:
     """Unless it is cut: JSON that is whole is whole."""
     assert streamed(chunk("Hello"), last(OPENAI).rstrip(b"\n")) == Usage(5, 3, 4)
     assert streamed(chunk("Hello"), last(OPENAI)[:-4]) is None
+    reader = fed(chunk("Hello"), last(OPENAI), chunk(" there").rstrip(b"\n"))
+    assert (reader.usage(), reader.usage()) == (None, None)
+    assert reader.delivered[:2] == (len("Hello there"), 2)
 
 
 @pytest.mark.parametrize("ends", [b"\n", b"\r", b"\r\n"])

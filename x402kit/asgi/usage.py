@@ -135,17 +135,20 @@ class EventReader(UsageReader):
         if self._pattern is None:
             self._pattern = _DELTA if _RESPONSE.search(whole) else _TEXT
         self._events += lines
-        texts: list[bytes] = self._pattern.findall(whole)
-        if texts:
-            self._texts += len(texts)
-            self._bytes += sum(map(len, texts))
         if b'"usage"' in whole and _STATED.search(whole):
             for event in whole.split(b"\n\n"):
                 # What is stated covers the text beside it, and none of the events after it.
-                self._since += len(self._pattern.findall(event)) if texts else 0
+                self._count(event)
                 self._look(event)
         else:
+            self._count(whole)
+
+    def _count(self, events: bytes) -> None:
+        texts: list[bytes] = (self._pattern or _TEXT).findall(events)
+        if texts:
+            self._texts += len(texts)
             self._since += len(texts)
+            self._bytes += sum(map(len, texts))
 
     def _check(self, whole: bytes) -> None:
         for event in whole.split(b"\n\n"):
@@ -170,7 +173,9 @@ class EventReader(UsageReader):
 
     def usage(self) -> Usage | None:
         if self._tail and not self._cut:  # an event without its blank line is whole if its JSON is
-            self._look(bytes(self._tail))
+            event, self._tail = bytes(self._tail), bytearray()
+            self._count(event)
+            self._look(event)
         # What was stated before more text came is not the end: who leaves then would have that text for nothing.
         if self._foreign or self._since:
             return None
