@@ -170,6 +170,10 @@ def test_other_ways_to_move_the_asset_are_not_for_us(extra: dict[str, str]) -> N
         "https://[fe80::1]/",
         "https://[fd00::1]/",
         "https://[::ffff:127.0.0.1]/",
+        "https://[64:ff9b::10.1.2.3]/",
+        "https://[2002:7f00:1::]/",
+        "https://[::127.0.0.1]/",
+        "https://[::ffff:0:127.0.0.1]/",
         "https://127.1/",
         "https://2130706433/",
         "https://0x7f000001/",
@@ -183,7 +187,9 @@ def test_M09_plain_http_and_private_addresses_are_not_paid(url: str) -> None:
     assert len(asked(url, Payer(KEY, allow_insecure=True))) == 2
 
 
-@pytest.mark.parametrize("url", ["https://api.example.com/", "https://8.8.8.8/", "https://[2606:4700::1111]/"])
+@pytest.mark.parametrize(
+    "url", ["https://api.example.com/", "https://8.8.8.8/", "https://[2606:4700::1111]/", "https://[64:ff9b::8.8.8.8]/"]
+)
 def test_M09_https_and_public_addresses_are_paid(url: str) -> None:
     assert len(asked(url, Payer(KEY))) == 2
 

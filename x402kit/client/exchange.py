@@ -217,6 +217,8 @@ class Exchange:
         and SDKs call again for it (M02).
         """
         assert self.response is not None
+        if "content-encoding" not in self.response.headers:
+            return None
         stream = self._family.replay([head[:_SLICE]], _NoMore(), None)
         try:
             for _ in self._family.response(200, headers=self.response.headers, stream=stream).iter_bytes():

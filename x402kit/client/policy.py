@@ -38,6 +38,8 @@ MICRO: Final = 6
 TEXT_MAX: Final = 500
 LIGHTNING: Final = "lightning"
 """In ``Limits.networks``: whichever of Bitcoin's networks the node is on."""
+_TRANSLATED: Final = {int(ipaddress.IPv6Address(each)) >> 32 for each in ("::", "64:ff9b::", "::ffff:0:0:0")}
+"""Prefixes of IPv6 before an IPv4 address that is meant (RFC 4291, 6052, 2765)."""
 _COINS: Final = {network: bitcoin_on(network) for network in (BITCOIN, TESTNET, SIGNET, REGTEST)}
 
 
@@ -328,8 +330,9 @@ def _is_private(host: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True
     address = _ip(name.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    if isinstance(address, ipaddress.IPv6Address):
+        last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if int(address) >> 32 in _TRANSLATED else None
+        address = address.ipv4_mapped or address.sixtofour or last or address
     return address is not None and (not address.is_global or address.is_multicast)
 
 
