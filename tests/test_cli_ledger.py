@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -365,6 +367,27 @@ def test_a_databases_malformed_address_is_the_commands_fault(place: str, ledger:
     done = ledger("verify", place)
     assert (done.status, done.out) == (2, "")
     assert "hunter2" not in done.err
+
+
+def test_without_the_databases_package_no_faults_are_told_of() -> None:
+    code = (
+        "import sys; sys.modules['psycopg'] = None; from x402kit.cli import main;"
+        " sys.exit(main(['ledger', 'verify', 'postgresql://h/d']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "x402kit-asgi[postgres]" in done.stderr
+
+
+def test_E12_totals_of_a_log_that_lost_an_asset_are_told_all_the_same(books: Books, ledger: Ledger) -> None:
+    before = document(ledger("totals", books.place))["assets"]
+    books.query("UPDATE {} SET asset = 'lost' WHERE state = 'open'".format(books.accounts.replace("accounts", "holds")))
+    done = ledger("totals", books.place)
+    told = document(done)["assets"]
+    (asset,) = [name for name in before if before[name]["holds"]]
+    assert told[asset] == {**before[asset], "holds": 0}
+    assert told["lost"] == {**dict.fromkeys(before[asset], 0), "holds": before[asset]["holds"]}
+    assert ledger("verify", books.place).status == 1
 
 
 def test_a_database_that_is_not_there_is_no_ledger(postgres: PostgresServer, ledger: Ledger) -> None:

@@ -66,6 +66,15 @@ async def test_E01_a_deposit_counts_once_for_its_key(store: Store) -> None:
     assert (await store.entries(PAYER))[0].reference == "0xabc"
 
 
+async def test_E01_a_deposit_asked_again_is_the_same_however_full_its_account_is(store: Store) -> None:
+    first = await store.deposit(PAYER, MAX_AMOUNT, "all there is")
+    assert await store.deposit(PAYER, MAX_AMOUNT, "all there is") == first
+    await store.deposit(OTHER, 1, "a little")
+    with pytest.raises(PaymentUsed):
+        await store.deposit(PAYER, 1, "a little")
+    assert await store.balance(PAYER) == Balance(MAX_AMOUNT)
+
+
 async def test_E01_a_payment_is_credited_once_and_to_its_payer(store: Store) -> None:
     await settled(store, a_claim(wallet="0xPAYER"))
     moves = [store.move("p", move) for move in ("credit", "serve", "credit", "serve") for _ in range(4)]

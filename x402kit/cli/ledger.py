@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import ConfigError, LedgerUnreachable, ServerError
+from ..errors import ConfigError, LedgerUnreachable, MissingExtra, ServerError
 from ..ledger.open import store_of
 from ..ledger.port import Fault, Store
 from ..model import Account, Entry
 from .output import bold, dim, error, green, plain, red, wants_json, write_json
 from .report import asset_text, network_text, number_text
-from .status import ERROR, OK, UNREACHABLE
+from .status import ERROR, OK, UNREACHABLE, USAGE
 
 __all__ = ["add", "run"]
 
@@ -64,9 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     place = arguments.ledger or os.environ.get(_LEDGER, "").strip() or "payments.db"
     if "://" not in place:
         _check_file(place)
-    store = store_of(place)
     try:
-        return asyncio.run(_opened(store, arguments))
+        return asyncio.run(_opened(store_of(place), arguments))
+    except MissingExtra as e:
+        error(str(e))
+        return USAGE  # 1 would say that faults were found
     except ServerError as e:
         if type(e.__cause__) is sqlite3.DatabaseError:  # the file is damaged, and will be when it is asked again
             raise ConfigError(f"{place!r} can't be read as a ledger: {e.__cause__}") from e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Final
 
 import psycopg
@@ -133,17 +134,17 @@ class Books(Base):
             return len(await (await _ask(connection, _REBUILD)).fetchall())
 
     async def totals(self) -> dict[str, dict[str, int]]:
-        made: dict[str, dict[str, int]] = {}
+        # A damaged log may lack what the other tables have.
+        made: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys((*_SUMMED, *_TOTALS), 0))
         async with self._aside(_AT_ONE_MOMENT) as connection:
             log = await _ask(connection, _LOG)
             open_sums = {name: await _ask(connection, sql) for name, sql in _TOTALS.items()}
             for asset, *sums in await log.fetchall():
-                made[asset] = {name: int(value) for name, value in zip(_SUMMED, sums, strict=True)}
-                made[asset] |= dict.fromkeys(_TOTALS, 0)
+                made[asset] |= {name: int(value) for name, value in zip(_SUMMED, sums, strict=True)}
             for name, rows in open_sums.items():
                 for asset, total in await rows.fetchall():
                     made[asset][name] = int(total)
-        return made
+        return dict(made)
 
 
 async def _ask(connection: psycopg.AsyncConnection[TupleRow], sql: str) -> psycopg.AsyncCursor[TupleRow]:

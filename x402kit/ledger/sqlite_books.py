@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -138,12 +139,12 @@ def _verify_balances(connection: sqlite3.Connection) -> Iterator[Fault]:
 
 
 def _totals(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
-    made: dict[str, dict[str, int]] = {}
+    # A damaged log may lack what the other tables have.
+    made: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys((*_SUMMED, "holds", "payouts"), 0))
     log = f"SELECT asset, {', '.join(map(_sum, _SUMMED))} FROM log GROUP BY asset"
     for asset, *sums in connection.execute(log):
         halves = zip(sums[::2], sums[1::2], strict=True)
-        made[asset] = {name: _whole(*half) for name, half in zip(_SUMMED, halves, strict=True)}
-        made[asset] |= {"holds": 0, "payouts": 0}
+        made[asset] |= {name: _whole(*half) for name, half in zip(_SUMMED, halves, strict=True)}
     holds = f"SELECT asset, {_sum('amount')} FROM holds WHERE state = 'open' GROUP BY asset"
     for asset, *sums in connection.execute(holds):
         made[asset]["holds"] = _whole(*sums)
@@ -154,4 +155,4 @@ def _totals(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
     )
     for asset, *sums in connection.execute(payouts):
         made[asset]["payouts"] = _whole(*sums)
-    return made
+    return dict(made)

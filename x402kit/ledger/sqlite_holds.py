@@ -38,7 +38,7 @@ _ACCOUNT: Final = "INSERT INTO accounts (owner, asset, available, held) VALUES (
 _DEPOSIT: Final = (
     "INSERT INTO entries (account, key, type, external, available, held, revenue, suspense, balance, at, resource,"
     " request_id, reference) SELECT number, ?3, 'deposit', -?4, ?4, 0, 0, 0, available + ?4, ?5, '', '', ?6"
-    " FROM accounts WHERE owner = ?1 AND asset = ?2 ON CONFLICT (key) DO NOTHING"
+    " FROM accounts WHERE owner = ?1 AND asset = ?2"
 )
 _EXPIRE: Final = (
     "UPDATE holds SET state = 'expired', ended_at = ?1, lease_until = 0 WHERE seq IN (SELECT seq FROM holds"
@@ -62,9 +62,12 @@ class SQLiteHolds(SQLiteFile):
         values = (*account, key, checked(amount), int(time.time()), reference)
 
         def deposit(c: sqlite3.Connection) -> Entry:
-            c.execute(_ACCOUNT, account)
-            c.execute(_DEPOSIT, values)
-            return Entry._make(c.execute(ENTRY_BY_KEY, (key,)).fetchone())
+            row = c.execute(ENTRY_BY_KEY, (key,)).fetchone()
+            if row is None:
+                c.execute(_ACCOUNT, account)
+                c.execute(_DEPOSIT, values)
+                row = c.execute(ENTRY_BY_KEY, (key,)).fetchone()
+            return Entry._make(row)
 
         entry = await self._write(deposit)
         if (entry.owner, entry.asset, entry.available) != (*account, amount):
