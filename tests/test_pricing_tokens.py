@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from x402kit import Call, usd
+from x402kit.asgi.usage import EventReader
 from x402kit.errors import BadRequest, ConfigError
 from x402kit.pricing import Delivered, End, Quote, Tokens, Usage, charge
 from x402kit.pricing.prompt import OUTPUT_NAMES
@@ -326,6 +327,18 @@ async def test_H03_the_estimate_is_of_the_prompt_and_what_was_delivered() -> Non
     assert meter.estimate(Delivered(bytes=9, events=9)) == Usage(input=-(-size // 4), output=9)
     assert meter.estimate(Delivered(bytes=10**9)) == Usage(input=-(-size // 4), output=100)
     assert meter.estimate(Delivered(8, 1, Usage(5, cached=3))) == Usage(5, 2, cached=3)
+
+
+async def test_H03_a_start_that_states_nothing_of_the_prompt_does_not_make_it_free() -> None:
+    """As of proxies that speak Anthropic's protocol for another's model, and count at the end."""
+    reader = EventReader()
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 0, "output_tokens": 0}}}
+    text = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hello"}}
+    for document in (start, text):
+        reader.feed(b"data: " + json.dumps(document).encode() + b"\n\n")
+    quoted = await quote(Tokens(input="$1/token", output="$1/token", max_output=100), CHAT)
+    due = charge(End.LEFT_MIDWAY, reader.usage(), reader.delivered, quoted)
+    assert str(due) == f"${-(-len(json.dumps(CHAT)) // 3) + 2}"
 
 
 # --- E08

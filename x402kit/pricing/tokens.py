@@ -173,5 +173,7 @@ class _TokenMeter(NamedTuple):
 
     def estimate(self, delivered: Delivered) -> Usage:
         written = max(delivered.events, -(-delivered.bytes // self.price.bytes_per_token))
-        prompt = delivered.prompt or Usage(self.prompt)
+        prompt = delivered.prompt
+        if prompt is None or not prompt.prompt:  # a start may state 0 for what is not counted yet
+            prompt = Usage(self.prompt)
         return prompt._replace(output=min(written, self.most), reasoning=0)
