@@ -231,8 +231,9 @@ async def test_a_job_needs_time_and_a_known_name(till: Till, monkeypatch: pytest
     monkeypatch.setattr("x402kit.asgi.paywall._JOB_WAIT_SECONDS", 0.1)
 
     async def wrong(scope: Scope, receive: Receive, send: Send) -> None:
-        with pytest.raises(ValueError, match="needs some time"):
-            scope["x402kit"].defer(0)
+        for seconds in (0, -1, 10**9, float("inf"), float("nan")):
+            with pytest.raises(ValueError, match="needs some time"):
+                scope["x402kit"].defer(seconds)
         await reply(send, b"goods")
 
     till.playing.app = wrong

@@ -15,6 +15,7 @@ __all__ = ["JOB_SECONDS", "PaidCall", "cost_of"]
 
 JOB_SECONDS: Final = 24 * 3600
 """How long a job may take, unless it says otherwise; after that its reserve goes back to the payer."""
+JOB_SECONDS_MAX: Final = 366 * 86_400
 
 
 class PaidCall:
@@ -91,10 +92,10 @@ class PaidCall:
         """The answer goes out now, and the work goes on as a job: the reserve waits for its end, so long at most.
 
         The returned id is for ``paywall.finish(id, cost)`` or ``paywall.void(id)``; keep it with the job, on disk if
-        the job outlives the process. ``request_id`` is what the payer may be given to ask by.
+        the job outlives the process. ``request_id`` is what the payer may be given to ask by. Raises ``ValueError``.
         """
-        if seconds <= 0:
-            raise ValueError("a job needs some time")
+        if not 0 < seconds <= JOB_SECONDS_MAX:
+            raise ValueError("a job needs some time, and at most a year")
         self.job_seconds = seconds
         return self.job
 
