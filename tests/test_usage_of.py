@@ -103,7 +103,16 @@ def test_H05_an_absurd_count_is_none(count: Any) -> None:
     assert read(prompt_tokens=5, completion_tokens=count) is None
     assert read(input_tokens=5, output_tokens=5, cache_read_input_tokens=count) is None
     assert read(input_tokens=5, output_tokens=5, output_tokens_details={"reasoning_tokens": count}) is None
-    assert read(type="duration", seconds=count) is None
+
+
+@pytest.mark.parametrize("seconds", [-1, -0.5, COUNT_MAX + 1, 10**70, float("inf"), True, "5", [5], {"n": 5}])
+def test_H05_an_absurd_duration_is_none(seconds: Any) -> None:
+    assert read(type="duration", seconds=seconds) is None
+
+
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(7.3, 7300), (0.0001, 1), (9.0, 9000), (0, 0), (1e-9, 1)])
+def test_a_duration_is_any_number_and_a_part_of_a_millisecond_a_whole_one(seconds: Any, milliseconds: int) -> None:
+    assert read(type="duration", seconds=seconds) == Usage(milliseconds=milliseconds)
 
 
 def test_H05_more_cached_than_read_is_none() -> None:

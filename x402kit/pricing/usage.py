@@ -125,6 +125,9 @@ def _read(stated: Mapping[str, Any]) -> Usage | None:
     if _states(stated, "prompt_tokens", "completion_tokens"):
         return _openai(stated, "prompt_tokens", "completion_tokens")
     if stated.get("type") == "duration" and _states(stated, "seconds"):  # OpenAI's transcriptions
+        seconds = stated["seconds"]
+        if type(seconds) is float:  # as its specification has it; taken as the decimal that it was written as
+            return Usage(milliseconds=_milliseconds(Decimal(repr(seconds))))
         return Usage(milliseconds=_count(stated, "seconds") * 1000)
     if not _states(stated, "input_tokens", "output_tokens"):
         return None
