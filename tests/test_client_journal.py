@@ -128,10 +128,12 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
     (tmp_path / "text").write_text("not a database, but long enough to be read as one " * 20)
     for name in ("other.db", "text", "other.db/below"):
         with pytest.raises(ConfigError, match="journal"):
             Journal(tmp_path / name)
+    assert path.read_bytes() == before
     gc.collect()  # a connection that was left open would say so, since Python 3.13
 
 
@@ -146,6 +148,15 @@ with client_of(payer(journal=path), "httpx") as client:
     print("go", flush=True)
     client.post(url, content=b"hi")
 """
+
+
+def test_a_journal_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "payments.db"
+    Journal(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 2")
+    with pytest.raises(ConfigError, match="this version"):
+        Journal(path)
 
 
 def test_M03_a_killed_processs_payment_is_shown_again_by_the_next_one(tmp_path: Path, seller: PaidServer) -> None:

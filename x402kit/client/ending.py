@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
+from ..errors import PayerError
 from .core import Attempt
 from .receipts import PaymentInfo
 from .redirects import Led
 
 __all__ = ["Ending"]
+
+_log = logging.getLogger("x402kit.client")
 
 
 class Ending:
@@ -57,4 +61,7 @@ class Ending:
         if self._led is not None:
             self._led.reopen(self)
             self._led.ended(0, error)
-        self._attempt.reopened(error)
+        try:
+            self._attempt.reopened(error)
+        except PayerError:
+            _log.exception("it could not be written down that a call was interrupted")

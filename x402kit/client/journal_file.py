@@ -47,18 +47,21 @@ def connect(path: Path | None) -> sqlite3.Connection:
 
 def _prepare(db: sqlite3.Connection, path: Path | None) -> None:
     db.execute("PRAGMA busy_timeout = 10000")
+    version, tables = _look(db)
+    if version != _VERSION and (version, tables) != (0, 0):  # it stays as it is: somebody else's
+        raise ConfigError(f"{path} is not a payment journal that this version can read")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("BEGIN IMMEDIATE")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if version == 0 and tables == 0:
+    if _look(db) == (0, 0):
         for statement in _SCHEMA.split(";"):
             db.execute(statement)
-        version = _VERSION
-    if version == _VERSION:
-        journal_calls.make_table(db)
-        journal_lightning.make_tables(db)
+    journal_calls.make_table(db)
+    journal_lightning.make_tables(db)
     db.execute("COMMIT")
-    if version != _VERSION:
-        raise ConfigError(f"{path} is not a payment journal that this version can read")
+
+
+def _look(db: sqlite3.Connection) -> tuple[int, int]:
+    """The version, and how many tables there are."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    return int(version), int(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
