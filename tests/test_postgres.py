@@ -253,6 +253,16 @@ async def test_E12_what_is_wrong_is_found_and_the_balances_come_back_from_the_lo
     }
 
 
+async def test_E01_a_key_that_two_entries_have_is_found_where_its_index_let_it_pass(
+    store: PostgresStore, database: str
+) -> None:
+    for key in "ab":
+        await store.deposit(ALICE, 10, key)
+    query(database, "DROP INDEX x402kit.entries_key")
+    query(database, "UPDATE x402kit.entries SET key = 'deposit:a'")
+    assert await store.verify() == [("two entries have the same key", *ALICE, 1, 2)]
+
+
 _NEXT = Migration(LATEST + 1, ("ALTER TABLE x402kit.claims ADD COLUMN note text NOT NULL DEFAULT ''",))
 _BROKEN = _NEXT._replace(statements=(*_NEXT.statements, "ALTER TABLE x402kit.nothing ADD COLUMN x int"))
 

@@ -208,6 +208,29 @@ async def test_J07_who_does_not_see_the_boot_id_takes_no_lease_from_who_does(
     await other.close()
 
 
+async def test_E01_an_index_that_is_damaged_is_found_and_so_is_what_it_let_pass(tmp_path: Path) -> None:
+    place = tmp_path / "claims.db"
+    store = SQLiteStore(place)
+    await store.start()
+    for number in range(5):
+        await store.deposit(ALICE, 5, f"payment {number}")
+    await store.close()
+    data = bytearray(place.read_bytes())
+    with sqlite3.connect(place) as connection:
+        sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_entries_1'"
+        page = connection.execute(sql).fetchone()[0] - 1
+    connection.close()
+    found = data.index(b"deposit:payment 4", page * 4096, (page + 1) * 4096)
+    data[found + 16] = ord("z")
+    place.write_bytes(data)
+    await store.start()
+    (fault,) = await store.verify()
+    assert fault.what == "the file is damaged: row 5 missing from index sqlite_autoindex_entries_1"
+    assert (await store.deposit(ALICE, 5, "payment 4")).balance == 30  # counted twice
+    assert {fault.what for fault in await store.verify()} == {fault.what, "two entries have the same key"}
+    await store.close()
+
+
 async def test_a_ledger_without_a_name_is_refused() -> None:
     """To SQLite it is a file of its own for each connection, gone with it."""
     with pytest.raises(ConfigError, match="empty"):

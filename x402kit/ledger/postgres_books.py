@@ -39,6 +39,9 @@ _CHECKS: Final = {
     "an entry is not what the rules write": f"""
         SELECT owner, asset, 0, id FROM x402kit.entries
         WHERE NOT {_BY_THE_RULES} OR split_part(key, ':', 1) IS DISTINCT FROM {_KEYS}""",
+    # Looked at beside the index that should keep them so: another version of the system's collation damages it.
+    "two entries have the same key": """
+        SELECT min(owner), min(asset), 1, count(*) FROM x402kit.entries GROUP BY key || '' HAVING count(*) > 1""",
     "a running balance is not the sum before it": """
         SELECT owner, asset, expected, balance FROM (SELECT owner, asset, balance,
             sum(available) OVER (PARTITION BY owner, asset ORDER BY id ROWS UNBOUNDED PRECEDING) AS expected

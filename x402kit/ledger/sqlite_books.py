@@ -37,6 +37,9 @@ _CHECKS: Final = {
     "an entry is not what the rules write": f"""
         SELECT owner, asset, 0, id FROM log
         WHERE NOT {_BY_THE_RULES} OR substr(key, 1, instr(key, ':') - 1) IS NOT {_KEYS}""",
+    # Looked at beside the index that should keep them so.
+    "two entries have the same key": """
+        SELECT min(owner), min(asset), 1, count(*) FROM log GROUP BY key || '' HAVING count(*) > 1""",
     "a running balance is not the sum before it": """
         SELECT owner, asset, expected, balance FROM (SELECT account, balance,
             sum(available) OVER (PARTITION BY account ORDER BY id ROWS UNBOUNDED PRECEDING) AS expected FROM entries)
@@ -117,7 +120,14 @@ def _verify(connection: sqlite3.Connection) -> list[Fault]:
     faults = [
         Fault(what, *row) for what, sql in _CHECKS.items() for row in connection.execute(f"{sql} LIMIT {_FAULTS_MAX}")
     ]
-    return [*faults, *_verify_balances(connection)]
+    return [*_verify_file(connection), *faults, *_verify_balances(connection)]
+
+
+def _verify_file(connection: sqlite3.Connection) -> Iterator[Fault]:
+    """An index that is damaged alone makes no statement fail, and lets a key be used twice (E01)."""
+    for (said,) in connection.execute(f"PRAGMA integrity_check({_FAULTS_MAX})"):
+        if said != "ok":
+            yield Fault(f"the file is damaged: {said}")
 
 
 def _verify_balances(connection: sqlite3.Connection) -> Iterator[Fault]:
