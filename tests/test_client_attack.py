@@ -125,6 +125,19 @@ def test_M02_where_a_paid_answer_leads_to_an_error_the_payment_stays_good(seller
     assert (states(paying), len(seller.settled)) == (["accepted"], 1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "follow"), [*((kind, True) for kind in KINDS), ("httpx", False), ("httpx async", False)]
+)
+def test_M02_a_paid_answer_that_leads_nowhere_has_not_come(seller: PaidServer, kind: str, follow: bool) -> None:
+    """The clients raise what SDKs call again for; httpx does so even where it does not follow."""
+    seller.elsewhere, paying = "http://[:bad/", payer()
+    for _ in range(3):
+        seller.script["/v2/a"] = ["moved"]
+        with pytest.raises((httpx.RemoteProtocolError, httpx2.RemoteProtocolError)):
+            call(paying, kind, seller.url + "/v2/a", follow_redirects=follow)
+    assert (len(seller.settled), states(paying)) == (1, ["unknown"])
+
+
 # Answers that can't be read
 
 

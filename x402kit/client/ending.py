@@ -18,15 +18,19 @@ _log = logging.getLogger("x402kit.client")
 class Ending:
     """Called with what broke the body, or None when it has come or is not wanted. Blocks.
 
-    That it has come takes a moment to be written down, in which the caller may be cancelled.
+    That it has come takes a moment to be written down, in which the caller may be cancelled. ``fault``: why the caller
+    does not get it, though it comes.
     """
 
-    def __init__(self, attempt: Attempt, info: PaymentInfo | None, led: Led | None, status: int) -> None:
-        self._attempt, self._info, self._led, self._status = attempt, info, led, status
+    def __init__(
+        self, attempt: Attempt, info: PaymentInfo | None, led: Led | None, status: int, fault: Exception | None = None
+    ) -> None:
+        self._attempt, self._info, self._led, self._status, self._fault = attempt, info, led, status, fault
         self._lock = threading.Lock()
         self._is_written = self._is_cancelled = False
 
     def __call__(self, error: BaseException | None) -> None:
+        error = error or self._fault
         with self._lock:
             if error is not None:
                 self._interrupted(error)

@@ -66,6 +66,7 @@ class Family:
     byte_stream: type[httpx.ByteStream]
     transport_error: type[httpx.TransportError]
     decoding_error: type[httpx.DecodingError]
+    invalid_url: type[Exception]
     not_sent: tuple[type[httpx.TransportError], ...]
     """Errors after which the server has certainly seen nothing."""
     unknown: Callable[[PaymentOutcomeUnknown], Exception]
@@ -257,7 +258,17 @@ class Exchange:
 
         if led is None and not self.attempt.in_use:
             return response, None
-        return response, Ending(self.attempt, info, led, response.status_code)
+        return response, Ending(self.attempt, info, led, response.status_code, self._astray())
+
+    def _astray(self) -> Exception | None:
+        """What the client will say of an answer that leads nowhere, which so does not come (M02)."""
+        assert self.response is not None
+        if self.response.has_redirect_location:
+            try:
+                self._asked.url.join(self.response.headers["location"])
+            except self._family.invalid_url as error:
+                return error
+        return None
 
     @property
     def is_open(self) -> bool:

@@ -34,6 +34,7 @@ _HTTPX = Family(
     byte_stream=httpx.ByteStream,
     transport_error=httpx.TransportError,
     decoding_error=httpx.DecodingError,
+    invalid_url=httpx.InvalidURL,
     not_sent=(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol),
     unknown=_Unknown,
     replay=_Replay,

@@ -39,6 +39,7 @@ _HTTPX2 = Family(
     byte_stream=cast(Any, httpx2.ByteStream),
     transport_error=cast(Any, httpx2.TransportError),
     decoding_error=cast(Any, httpx2.DecodingError),
+    invalid_url=httpx2.InvalidURL,
     not_sent=cast(Any, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)),
     unknown=_Unknown,
     replay=_Replay,
