@@ -161,6 +161,20 @@ async def test_a_call_reserves_its_quote_and_returns_what_it_did_not_use(till: T
     assert (last.type, last.resource, last.request_id) == ("capture", "/metered", till.playing.paid[0].request_id)
 
 
+@pytest.mark.parametrize("way", WAYS, ids=str)
+async def test_a_call_has_in_the_books_the_name_that_its_handler_was_told(way: Way, till: Till) -> None:
+    names: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        names.append(scope["x402kit"].request_id)
+        await goods(scope, receive, send)
+
+    till.playing.app = app
+    assert (await till.buy(way)).status == 200
+    last = (await till.entries())[-1]
+    assert ([last.request_id], last.type) == (names, "capture" if way.balance else "payment")
+
+
 async def test_a_stream_says_at_its_head_what_is_held_and_in_its_last_event_what_it_cost(ledger: str) -> None:
     async with opened(ledger, route={"report_usage": True}) as till:
         await till.credit(START)

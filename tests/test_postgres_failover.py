@@ -15,7 +15,7 @@ import pytest
 from tests.support.evm_payments import PRICE, Seller, seller
 from tests.support.postgres import PostgresServer
 from x402kit.devnet import EvmDevnet
-from x402kit.errors import RailUnavailable
+from x402kit.errors import ConfigError, RailUnavailable
 from x402kit.ledger.postgres import PostgresStore
 from x402kit.ledger.sqlite import SQLiteStore
 from x402kit.model import Account, Authorization, Claim
@@ -180,12 +180,17 @@ async def test_J05_a_ledger_without_a_note_says_what_to_do(
 ) -> None:
     store = PostgresStore(database)
     await store.start()
+    await store.set_meta("place", b"another", place=await store.place())
     caplog.set_level(logging.WARNING)
     async with seller(chain) as shop:
         lost = await shop.settle(shop.authorize())
-        assert await Recovery(store, [shop.rail]).recover()
-        assert "call recover(since_block)" in caplog.text
-        assert await Recovery(store, [shop.rail]).recover(lost[1].block)
+        recovery = Recovery(store, [shop.rail])
+        for since in (None, {}, {"eip155:1": 1}):
+            with pytest.raises(ConfigError, match=r"no block of eip155:8453|no rail with a node is on eip155:1$"):
+                await recovery.recover(since)
+        await recovery.check()
+        assert "ALERT: no block of eip155:8453 was noted; call recover(since_block=…)" in caplog.text
+        assert await recovery.recover({shop.rail.network: lost[1].block})
     assert (await store.balance(Account.of(lost[0].network, lost[0].asset, lost[0].payer))).available == PRICE
     await store.close()
 

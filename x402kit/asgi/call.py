@@ -77,6 +77,11 @@ class PaidCall:
             self._request_id = f"req_{secrets.token_urlsafe(18)}"
         return self._request_id
 
+    @property
+    def told_id(self) -> str:
+        """``request_id`` where it was asked for, so that somebody may know it; else empty."""
+        return self._request_id
+
     def report(self, usage: Usage | Mapping[str, Any] | None = None, *, cost: str | Usd | None = None) -> None:
         """Say what the call used, or what it costs: it counts instead of what the answer states. The last word counts.
 

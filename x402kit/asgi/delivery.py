@@ -325,8 +325,9 @@ class Delivery:
         # What of it is there to be charged the store finds out: the copy says nothing of it (``replay`` does).
         expected = None if above and self._resource.overage == "charge" else sale.expected(cost)
         answer = self._answer(expected, now, KEPT_SECONDS)
-        if answer and self._metering.active:
-            answer["request_id"] = self._metering.paid.request_id
+        paid = self._metering.paid
+        if answer and (name := paid.request_id if self._metering.active else paid.told_id):
+            answer["request_id"] = name
         return await sale.serve(cost, **answer)
 
     def _answer(self, expected: Charged | None, now: int, seconds: int) -> dict[str, Any]:

@@ -372,11 +372,12 @@ class Paywall:
         """One pass over payments whose end is open; the timer does this by itself. How many were looked at."""
         return await self._settler.reconcile()
 
-    async def recover(self, since_block: int | None = None) -> bool:
+    async def recover(self, since_block: int | Mapping[str, int] | None = None) -> bool:
         """Read what was paid again from the chain, and credit what the ledger has lost: after a backup was restored.
 
-        A replica that took over is noticed without it (J05). False when it must be asked again, for a node or a payment
-        that was busy.
+        ``since_block``: for every chain, or for each network one; without it the last that the ledger has noted, as in
+        PostgreSQL it does. A replica that took over is noticed without a call (J05). False when it must be asked again,
+        for a node or a payment that was busy. Raises ``ConfigError``, with nothing done, for a network without a block.
         """
         return await self._recovery.recover(since_block)
 

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-from ..errors import ServerError
+from ..errors import ConfigError, ServerError
 from ..ledger.port import Store
 from ..model import VALID_FOR_MAX, Claim
 from ..money import MAX_AMOUNT
@@ -63,7 +63,7 @@ class Recovery:
         known = await self._store.get_meta(_PLACE)
         if known is not None and known.decode() != place:
             log.error("ALERT: the ledger's database has changed from %s to %s", known.decode(), place)
-            if not await self._recover_all(None):
+            if not await self._recover_all({}):
                 return
         if known is None or known.decode() != place:
             await self._store.set_meta(_PLACE, place.encode(), place=place)
@@ -83,19 +83,29 @@ class Recovery:
                 continue  # the next pass notes it
             await self._store.set_meta(_key(rail), str(head).encode(), place=place)
 
-    async def recover(self, since_block: int | None = None) -> bool:
+    async def recover(self, since_block: int | Mapping[str, int] | None = None) -> bool:
         """Go through the payments since a block, by default since the last one noted: after a backup was restored.
 
-        False when something could not be looked at now, so that it must be asked again.
+        False when something could not be looked at now, so that it must be asked again. ``ConfigError`` where no block
+        is given for a network, and none was noted: nothing was looked at.
         """
-        return await self._recover_all(since_block)
+        networks = {rail.network for rail in self._rails}
+        since = dict(since_block) if isinstance(since_block, Mapping) else {}
+        if isinstance(since_block, int):
+            since = dict.fromkeys(networks, since_block)
+        if unknown := since.keys() - networks:
+            raise ConfigError(f"no rail with a node is on {', '.join(sorted(unknown))}")
+        for rail in self._rails:
+            if rail.network not in since and await self._store.get_meta(_key(rail)) is None:
+                raise ConfigError(f"no block of {rail.network} was noted here: call recover(since_block=…)")
+        return await self._recover_all(since)
 
-    async def _recover_all(self, since_block: int | None) -> bool:
+    async def _recover_all(self, since: Mapping[str, int]) -> bool:
         await self._store.set_meta(_LOST, str(int(time.time())).encode())
         done = True
         for rail in self._rails:
             try:
-                done = await self._recover(rail, since_block) and done
+                done = await self._recover(rail, since.get(rail.network)) and done
             except ServerError as e:
                 log.warning("payments on %s can't be read again now: %s", rail.network, e.reason)
                 done = False
@@ -105,7 +115,7 @@ class Recovery:
         if since_block is None:
             noted = await self._store.get_meta(_key(rail))
             if noted is None:
-                log.error("ALERT: no block of %s was noted; call recover(since_block)", rail.network)
+                log.error("ALERT: no block of %s was noted; call recover(since_block=…)", rail.network)
                 return True
             since_block = int(noted) - rail.final_depth
         done, restored = True, 0
