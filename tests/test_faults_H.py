@@ -486,6 +486,21 @@ async def test_H05_the_app_is_not_asked_for_a_compressed_answer_and_one_has_no_u
     assert charged == FIXED if not way.metered else charged > 1
 
 
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "one"}], ids=["", "named"])
+async def test_H05_an_apps_headers_may_be_such_as_can_be_read_once(till: Till, way: Way, key: dict[str, str]) -> None:
+    """Sanic's are; the specification asks for no more."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = iter([(b"content-type", b"application/json"), (b"set-cookie", b"a=1"), (b"x-a", b"1")])
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(part(json.dumps({"usage": use(50)}).encode(), more=False))
+
+    till.playing.app = app
+    answer = await till.ask(way.path, {**await till.credentials(way), **key})
+    assert [answer.header(name) for name in ("content-type", "set-cookie", "x-a")] == ["application/json", "a=1", "1"]
+    assert await till.ended(way) == split(way, 50 if way.metered else FIXED)
+
+
 @pytest.mark.parametrize("made", [memoryview, bytearray], ids=["view", "buffer"])
 async def test_H05_an_answer_may_be_sent_from_a_buffer_that_is_used_again(till: Till, way: Way, made: Any) -> None:
     """Starlette takes a memoryview too; its usage is read, and it has its bill."""

@@ -105,9 +105,7 @@ class Delivery:
         self._run_until = 0.0
         self._outcome: Charged | None = None
         self._beginning = asyncio.Lock()
-        self.started = False
-        self.complete = False
-        self.left = False
+        self.started = self.complete = self.left = False
         self.failure: ServerError | None = None
 
     async def receive(self) -> Message:
@@ -132,6 +130,7 @@ class Delivery:
             return
         if kind == "http.response.start" and not self.started:
             self._charged = self._resource.charge(message["status"])
+            message = {**message, "headers": list(message.get("headers", ()))}  # an iterator can be read but once
             self._head = self._metering.begin(message) if self._metering.active else message
         elif kind == "http.response.body":
             await self._part(message, message.get("body", b""))
