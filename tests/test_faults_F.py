@@ -94,7 +94,8 @@ async def test_F01_of_several_times_in_a_katana_text_without_a_line_for_it_none_
     text = f"imgnAI\n{EVM.address}\nSigned: {NOW}\nUntil: {NOW + 3600}"
     for time in (NOW, NOW + 3600):
         assert await verdict(katana(EVM, time, text=text), time) == "malformed"
-    for text in (f"imgnAI {EVM.address} {NOW}", f"imgnAI {EVM.address} {NOW}\nExpiration Time: {NOW + 3600}"):
+    for other in ("", f"Expiration Time: {NOW + 3600}", f"Nonce: {NOW + 3600}"):
+        text = f"imgnAI {EVM.address} {NOW}\n{other}"
         assert await verdict(katana(EVM, text=text)) == "good"
         assert await verdict(katana(EVM, NOW + 3600, text=text), NOW + 3600) == "malformed"
 

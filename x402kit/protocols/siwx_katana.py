@@ -29,7 +29,7 @@ _STAMP: Final = re.compile(r"(?<![0-9A-Za-z])[1-9][0-9]{9}(?![0-9A-Za-z])")
 _KNOWN: Final = frozenset(
     ("wallet", "address", "network", "chain id", "nonce", "issued at", "expiration time", "not before", "domain", "uri")
 )
-_OTHER_TIMES: Final = frozenset(("expiration time", "not before"))
+_OTHER_NUMBERS: Final = frozenset(("expiration time", "not before", "nonce"))
 
 
 class KatanaText(NamedTuple):
@@ -85,7 +85,7 @@ def _stamps(message: str) -> set[str]:
     the nonce that it spent is forgotten (F01).
     """
     lines = message.split("\n")
-    return {found for line in lines if _name(line) not in _OTHER_TIMES for found in _STAMP.findall(line)}
+    return {found for line in lines if _name(line) not in _OTHER_NUMBERS for found in _STAMP.findall(line)}
 
 
 def _name(line: str) -> str:
