@@ -481,9 +481,40 @@ async def test_H05_the_app_is_not_asked_for_a_compressed_answer_and_one_has_no_u
     till.playing.app = app
     headers = {**await till.credentials(way), "Accept-Encoding": "gzip"}
     answer = await till.ask(way.path, headers)
-    assert (answer.body, seen) == (packed, [])
+    assert (answer.body, seen) == (packed, [b"identity"])
     charged = (await till.ended(way)).charged
     assert charged == FIXED if not way.metered else charged > 1
+
+
+@pytest.mark.parametrize("asked", [{}, {"Accept-Encoding": "gzip, br"}], ids=["not asked", "asked"])
+async def test_H05_a_proxys_upstream_is_not_asked_for_a_compressed_answer(
+    till: Till, way: Way, asked: dict[str, str]
+) -> None:
+    """Its client would ask by itself where the request that it passes on has no such header."""
+
+    async def upstream(scope: Scope, receive: Receive, send: Send) -> None:
+        packs = any(name == b"accept-encoding" and b"gzip" in value for name, value in scope["headers"])
+        body = json.dumps({"usage": use(50)}).encode()
+        headers = [(b"content-type", b"application/json")] + [(b"content-encoding", b"gzip")] * packs
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(part(gzip.compress(body) if packs else body, more=False))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        transport = httpx.ASGITransport(upstream)
+        async with httpx.AsyncClient(transport=transport, base_url="http://upstream") as client:
+            headers = [pair for pair in scope["headers"] if pair[0] not in (b"host", b"content-length")]
+            request = client.build_request("POST", "/", headers=headers, content=message["body"])
+            answer = await client.send(request, stream=True)
+            await send({"type": "http.response.start", "status": 200, "headers": answer.headers.raw})
+            async for chunk in answer.aiter_raw():
+                await send(part(chunk))
+        await send(part(b"", more=False))
+
+    till.playing.app = app
+    answer = await till.ask(way.path, {**await till.credentials(way), **asked})
+    assert BILL in answer.json()["usage"]
+    assert await till.ended(way) == split(way, 50 if way.metered else FIXED)
 
 
 @pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "one"}], ids=["", "named"])

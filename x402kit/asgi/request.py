@@ -23,6 +23,7 @@ __all__ = ["PricedRequest"]
 _SECRETS: Final = frozenset((b"authorization", b"cookie", b"x-api-key"))
 _URL_MAX: Final = 2048
 """A query that makes the URL longer is left out of the challenge: it is for display."""
+_PLAIN: Final = (b"accept-encoding", b"identity")
 _LENGTHS: Final = frozenset((b"content-length", b"transfer-encoding"))
 _NAME: Final = itemgetter(0)
 
@@ -125,14 +126,15 @@ class PricedRequest:
         return f"{self.scope.get('scheme', 'http')}://{host.decode('latin-1')}"
 
     def scope_for(self, paid: Any, *, metered: bool, length: int | None = None) -> Scope:
-        """The scope that the app sees; of a metered call without Accept-Encoding, so that its usage can be read (H05).
+        """The scope that the app sees; a metered call asks for a plain answer, so that its usage can be read (H05). It
+        says so: where the header is missing, HTTP clients that an app passes its request on with put in their own.
 
         Without a token or credential too, which an app that is a proxy would pass on: whoever has one can spend it
         (I11). ``length`` is the body's, where we have changed it: an app that passes it on goes by the header.
         """
         inner = {**self.scope, "x402kit": paid}
         if metered:
-            inner["headers"] = [pair for pair in inner["headers"] if pair[0] != b"accept-encoding"]
+            inner["headers"] = [pair for pair in inner["headers"] if pair[0] != b"accept-encoding"] + [_PLAIN]
         if not self.names.isdisjoint(AUTHORIZATION_HEADERS):
             inner["headers"] = without_credentials(inner["headers"])
         if length is not None:
