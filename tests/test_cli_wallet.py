@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 
 from tests.support.clients import ADDRESS, KEY
 from tests.support.commands import Result, on_terminal, run
@@ -142,7 +143,7 @@ def test_3_when_the_balance_is_too_low_and_alone(shop: PrepaidShop, command: Com
 
 def test_3_when_the_proof_is_refused(command: Command) -> None:
     with opened() as shop:
-        shop.faults["/goods"] = [shop.refusal(), shop.refusal()]
+        shop.faults["/goods"] = [None, shop.refusal(), shop.refusal()]
         done = command("pay", shop.url + "/goods", "--balance")
     assert (done.status, json.loads(done.err)["error"]) == (3, "proof_not_accepted")
 
@@ -156,7 +157,7 @@ def test_4_a_top_up_above_the_days_cap(shop: PrepaidShop, command: Command) -> N
 def test_5_a_call_that_is_still_under_way_is_open(shop: PrepaidShop, command: Command) -> None:
     busy = PlainTextResponse("busy", 409, {"retry-after": "0"})
     assert command("wallet", shop.wallet, "top-up", "1.00").status == 0
-    shop.faults["/goods"] = [busy, busy, busy]
+    shop.faults["/goods"] = [None, busy, busy, busy]
     done = command("pay", shop.url + "/goods", "--balance", "only")
     assert (done.status, json.loads(done.err)["error"]) == (5, "outcome_unknown")
     assert json.loads(command("pay", shop.url + "/goods", "--balance", "only").err)["balance"] == "990000"
@@ -167,9 +168,34 @@ def test_5_an_unknown_outcome_and_the_same_command_goes_on(shop: PrepaidShop, co
     done = command("wallet", shop.wallet, "top-up", "1.00")
     assert (done.status, json.loads(done.err)["error"]) == (5, "outcome_unknown")
     assert said(command("wallet", shop.wallet, "top-up", "1.00"))["balance"] == "1000000"
-    shop.faults["/goods"] = ["drop", "drop", "drop"]
+    shop.faults["/goods"] = [None, "drop", "drop", "drop"]
     done = command("pay", shop.url + "/goods", "--balance")
     assert (done.status, json.loads(done.err)["error"]) == (5, "outcome_unknown")
     assert json.loads(done.err)["reference"].startswith("call-")
     assert json.loads(command("pay", shop.url + "/goods", "--balance").err)["replayed"]
     assert (shop.runs["goods"], shop.rail.settled) == (1, 1)
+
+
+def test_M01_4_for_a_call_from_the_balance_that_is_too_dear_each_time(shop: PrepaidShop, command: Command) -> None:
+    command("wallet", shop.wallet, "top-up", "0.20")
+    for _ in range(3):
+        done = command("pay", shop.url + "/goods", "--balance", "--max-amount", "0.0001")
+        assert (done.status, done.out, json.loads(done.err)["error"]) == (4, "", "too_dear")
+        assert "above --max-amount" in json.loads(done.err)["message"]
+    assert command("pay", shop.url + "/dear", "--balance", "only").status == 4
+    assert said(command("wallet", shop.wallet, "balance"))["available"] == "200000"
+    assert (shop.runs["goods"], shop.runs["dear"]) == (0, 0)
+    assert command("pay", shop.url + "/goods", "--balance", "--max-amount", "0.01").status == 0
+
+
+def test_M01_a_price_that_was_not_the_one_asked_for_is_told_in_the_options_words(
+    shop: PrepaidShop, command: Command, env: dict[str, str]
+) -> None:
+    command("wallet", shop.wallet, "top-up", "0.20")
+    asked = httpx.get(shop.url + "/goods")
+    cheap = Response(asked.content, 402, {"payment-required": asked.headers["payment-required"]})
+    shop.faults["/dear"] = [cheap, None, cheap]
+    receipt = json.loads(command("pay", shop.url + "/dear", "--balance").err)
+    assert (receipt["source"], receipt["problem"]) == ("balance", "the call could cost more than --max-amount")
+    shown = on_terminal("pay", "--allow-insecure", shop.url + "/dear", "--balance", env=env)
+    assert "the receipt is doubtful: the call could cost more than --max-amount" in shown.out

@@ -21,7 +21,7 @@ from ..client import (
 from .output import error, plain, write_json
 from .status import ERROR, REFUSED, TOO_DEAR, UNKNOWN
 
-__all__ = ["AGAIN", "OPEN", "failed", "open_call", "open_reference", "say", "state_of"]
+__all__ = ["AGAIN", "OPEN", "failed", "in_options", "open_call", "open_reference", "say", "state_of"]
 
 OPEN: Final = ("signed", "sent", "unknown", "cooling")
 """States of the journal in which the same command goes on with the same payment or call."""
@@ -58,6 +58,11 @@ def _told(fault: BaseException) -> str:
     text = str(fault) or type(fault).__name__
     if isinstance(fault, httpx.RequestError):
         text = f"{fault.request.url}: {text}"
+    return in_options(text)
+
+
+def in_options(text: str) -> str:
+    """The client's words with the options' names in them."""
     for argument, option in _OPTIONS:
         text = text.replace(argument, option)
     return text

@@ -16,7 +16,7 @@ from ..client.receipts import is_unavailable
 from ..model import Json
 from ..networks.lightning_port import is_lightning
 from .keys import add_keys, add_lightning, dollars, journal_path, limits_of, read_wallets
-from .outcome import AGAIN, OPEN, failed, open_call, open_reference, say, state_of
+from .outcome import AGAIN, OPEN, failed, in_options, open_call, open_reference, say, state_of
 from .output import error, plain, write_json
 from .report import amount_text, network_text
 from .request import add_request, body_of, headers_of, method_of
@@ -53,7 +53,8 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("url", metavar="URL")
     add_request(parser)
-    parser.add_argument("--max-amount", type=dollars, default="$0.05", metavar="USD", help="0.05 if not given")
+    most = "for one call, also from the balance; 0.05 if not given"
+    parser.add_argument("--max-amount", type=dollars, default="$0.05", metavar="USD", help=most)
     parser.add_argument(
         "--balance",
         nargs="?",
@@ -81,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         journal=journal_path(arguments.journal),
         allow_insecure=arguments.allow_insecure,
         balance=arguments.balance,
+        ask_price=True,  # what the last process learned of the seller is forgotten, and --max-amount holds all the same
     )
     words = sys.stderr.isatty() and not arguments.json
     try:
@@ -94,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _host(url: str) -> list[str] | None:
-    """A host that is named here is shown the wallet's proof at once."""
+    """A host that is named here may be shown the wallet's proof, though its 402 does not ask for one."""
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL:  # the request says so
@@ -181,7 +183,7 @@ def _receipt(info: PaymentInfo, status: int, words: bool) -> None:
         left = amount_text(info.balance, info.network, info.asset)
         print(f"     {left} are on the balance", file=sys.stderr)
     if not info.verified:
-        error(f"the receipt is doubtful: {info.problem}")
+        error(f"the receipt is doubtful: {in_options(info.problem)}")
 
 
 def _by_token(info: PaymentInfo, status: int) -> str:
@@ -202,7 +204,7 @@ def _cost(info: PaymentInfo, price: str) -> str:
 def _receipt_json(info: PaymentInfo, status: int, price: str) -> Json:
     paid: Json = {"amount": str(info.amount), "price": price, "network": info.network, "asset": info.asset}
     parties: Json = {"payer": info.payer, "pay_to": info.pay_to, "transaction": info.transaction}
-    seen: Json = {"replayed": info.replayed, "verified": info.verified, "problem": info.problem}
+    seen: Json = {"replayed": info.replayed, "verified": info.verified, "problem": in_options(info.problem)}
     parts: Json = {name: _digits(getattr(info, name)) for name in ("reserved", "charged", "returned", "balance")}
     return {"status": status, **paid, **parties, **seen, "source": info.source, **parts, "reference": info.reference}
 

@@ -10,7 +10,8 @@
        └─ any other → the answer; its row in the journal ends when its body has come
 
 A proof moves no money that was not moved by a top-up, which is where the caps count. A call for which more was reserved
-than ``per_call`` is marked (``PaymentInfo.problem``), and the next one there asks for its price before it is proved.
+than ``per_call`` is marked (``PaymentInfo.problem``), and the next one there asks for its price before it is proved;
+with ``ask_price`` each one does.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class BalanceSetup:
     retries: int
     backoff: float
     random: Callable[[], str] = lambda: secrets.token_hex(16)
+    ask_price: bool = False
+    """Whether every call asks for its price before it is proved."""
 
 
 class FromBalance:
@@ -114,8 +117,8 @@ class FromBalance:
         if self._target.proves:
             return True
         seller = self._setup.sellers.get(self._target.origin)
-        asks = (seller is not None and seller.asks) or self._setup.sellers.is_free(self._target.route)
-        return self.is_known and not asks
+        asks = self._setup.ask_price or (seller is not None and seller.asks)
+        return self.is_known and not asks and not self._setup.sellers.is_free(self._target.route)
 
     def saw_price(self) -> None:
         """A 402 came without a proof."""

@@ -61,6 +61,7 @@ class Payer:
     ``journal`` is a file's path; without it what was signed is known only as long as the object lives. ``approve`` is
     asked before each payment is signed, sync or, in async clients, async. ``balance``: "first" pays from the prepaid
     balance where a seller keeps one, and by a payment where that is too low; "only" never by a payment; "off".
+    ``ask_price``: a call from the balance asks for its price first, so that ``per_call`` holds for the first one, too.
     ``max_validity``: the most seconds that an authorization lives. ``max_signatures=2`` lets a 402 after a payment, or
     an invoice that could not be paid, lead to one more. ``retries``: how often a payment is shown again after a lost
     answer, 409 or 5xx, waiting ``backoff`` seconds and then twice that, or what Retry-After says. ``read_timeout``: the
@@ -86,6 +87,7 @@ class Payer:
         journal: str | os.PathLike[str] | None = None,
         approve: Approve | None = None,
         balance: Balance = "off",
+        ask_price: bool = False,
         allow_insecure: bool = False,
         max_validity: int = 600,
         max_signatures: int = 1,
@@ -134,7 +136,7 @@ class Payer:
             retries=retries,
             backoff=backoff,
             read_timeout=read_timeout,
-            balance=BalanceSetup(balance, wallets, policy, rows, Sellers(), now, retries, backoff),
+            balance=BalanceSetup(balance, wallets, policy, rows, Sellers(), now, retries, backoff, ask_price=ask_price),
             lightning=None
             if wallets.lightning is None
             else LightningPayments(wallets.lightning, price, rows, now, retries, backoff),
