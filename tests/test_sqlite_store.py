@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -93,6 +94,33 @@ async def test_J04_a_file_that_is_locked_at_the_start_is_busy_and_no_wrong_setti
     await store.start()
     assert (await store.claim(new_claim())).owner == "a"
     await store.close()
+
+
+async def test_C02_a_start_gets_its_turn_among_processes_that_write_all_the_time(tmp_path: Path) -> None:
+    """SQLite's own way of waiting looks ten times a second, and finds the file locked each time."""
+    store = SQLiteStore(tmp_path / "claims.db", busy_seconds=1)
+    await store.start()
+    await store.close()
+    over = threading.Event()
+
+    def write() -> None:
+        busy = sqlite3.connect(tmp_path / "claims.db", isolation_level=None, timeout=5)
+        while not over.is_set():
+            busy.execute("BEGIN IMMEDIATE")
+            over.wait(0.15)
+            busy.execute("COMMIT")
+            time.sleep(0.006)
+        busy.close()
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        for _ in range(4):
+            await store.start()
+            await store.close()
+    finally:
+        over.set()
+        writing.join()
 
 
 async def test_J04_what_waits_for_the_chain_alone_is_not_leased_again_by_a_beat(store: SQLiteStore) -> None:

@@ -20,7 +20,7 @@ from typing import IO, Any, Final, TypeVar
 from ..errors import ConfigError, LedgerUnreachable, RailUnavailable
 from .files import boot_id, lock_memory, refuse_network_file_system
 from .sqlite_schema import migrate
-from .worker import Together, Worker, is_busy
+from .worker import Together, Worker, begin, is_busy
 
 __all__ = ["SQLiteFile", "clock"]
 
@@ -138,8 +138,9 @@ class SQLiteFile:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        migrate(connection)
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("PRAGMA busy_timeout = 0")  # we wait by ourselves, here and in the worker
+        migrate(connection, self._busy_seconds)
+        begin(connection, self._busy_seconds)
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
         boot = boot_id().encode()
         if not boot:  # none to be seen from here: a lease that ends later than any can was made before a reboot
@@ -150,7 +151,6 @@ class SQLiteFile:
                 connection.execute(f"UPDATE {table} SET lease_until = 0 WHERE lease_until <> 0")
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot,))
         connection.execute("COMMIT")
-        connection.execute("PRAGMA busy_timeout = 0")  # from here on the worker waits by itself
         # Pages that many moves touch are neither read again from the file, nor copied into it with every hundredth.
         connection.execute("PRAGMA cache_size = -16000")
         connection.execute("PRAGMA wal_autocheckpoint = 1000")

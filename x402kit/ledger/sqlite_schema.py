@@ -19,6 +19,7 @@ from typing import Final
 
 from ..errors import ConfigError
 from ..money import MAX_AMOUNT
+from .worker import begin
 
 __all__ = ["VERSION", "migrate"]
 
@@ -246,11 +247,13 @@ _MIGRATIONS: Final[tuple[Callable[[sqlite3.Connection], None], ...]] = (_claims,
 VERSION: Final = len(_MIGRATIONS)
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring an open file to this version. Raises ``ConfigError`` where it is of a version after the next."""
+def migrate(connection: sqlite3.Connection, seconds: float = 5) -> None:
+    """Bring an open file to this version; its lock is waited for so long. Raises ``ConfigError`` where it is of a
+    version after the next.
+    """
     found = 0
     while found < VERSION:
-        connection.execute("BEGIN IMMEDIATE")
+        begin(connection, seconds)
         connection.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
         row = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
         found = int(row[0]) if row else 0

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 from ..errors import RailUnavailable
 from .waking import Waking
 
-__all__ = ["ROWS", "NotAll", "Together", "Worker", "execute_rows", "is_busy"]
+__all__ = ["ROWS", "NotAll", "Together", "Worker", "begin", "execute_rows", "is_busy"]
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], Any]
@@ -246,7 +246,7 @@ class Worker:
         self, connection: sqlite3.Connection, batch: list[_Group], run: Callable[[sqlite3.Connection, _Group], _Answers]
     ) -> list[tuple[Waking[_Answers], _Answers]]:
         if self._transactions:
-            _begin(connection, self._busy_seconds)
+            begin(connection, self._busy_seconds)
         made = [(group.waking, run(connection, group)) for group in batch]
         if self._tick is not None:
             self._tick(connection)
@@ -269,7 +269,7 @@ def _all(group: _Group) -> Iterator[_Item]:
     yield from group.items
 
 
-def _begin(connection: sqlite3.Connection, seconds: float) -> None:
+def begin(connection: sqlite3.Connection, seconds: float) -> None:
     """Take the file's lock. SQLite sleeps up to 100 ms at a time: of many processes one would wait in vain (C02)."""
     end = time.monotonic() + seconds
     while True:
