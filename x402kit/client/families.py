@@ -20,7 +20,7 @@ class _AsyncReplay(AsyncReplay, httpx.AsyncByteStream):
     pass
 
 
-class _Unknown(PaymentOutcomeUnknown, httpx.ReadTimeout):
+class OutcomeUnknownTimeout(PaymentOutcomeUnknown, httpx.ReadTimeout):
     """Also a time-out of httpx, so that what retries those shows the same payment again (M02)."""
 
     def __init__(self, unknown: PaymentOutcomeUnknown) -> None:
@@ -36,7 +36,7 @@ _HTTPX = Family(
     decoding_error=httpx.DecodingError,
     invalid_url=httpx.InvalidURL,
     not_sent=(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol),
-    unknown=_Unknown,
+    unknown=OutcomeUnknownTimeout,
     replay=_Replay,
     async_replay=_AsyncReplay,
 )

@@ -25,7 +25,7 @@ class _AsyncReplay(AsyncReplay, httpx2.AsyncByteStream):
     pass
 
 
-class _Unknown(PaymentOutcomeUnknown, httpx2.ReadTimeout):
+class OutcomeUnknownTimeout(PaymentOutcomeUnknown, httpx2.ReadTimeout):
     """Also a time-out of httpx2, so that what retries those shows the same payment again (M02)."""
 
     def __init__(self, unknown: PaymentOutcomeUnknown) -> None:
@@ -41,7 +41,7 @@ _HTTPX2 = Family(
     decoding_error=cast(Any, httpx2.DecodingError),
     invalid_url=httpx2.InvalidURL,
     not_sent=cast(Any, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)),
-    unknown=_Unknown,
+    unknown=OutcomeUnknownTimeout,
     replay=_Replay,
     async_replay=_AsyncReplay,
 )
