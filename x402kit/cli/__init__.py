@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError, MissingExtra, X402KitError
 from . import demo, devnet, inspect, ledger, pay, wallet
-from .output import error
+from .output import error, hush
 from .status import ERROR, INTERRUPTED, USAGE
 
 __all__ = ["main"]
@@ -47,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error(str(e))
         return USAGE if isinstance(e, ConfigError) and not isinstance(e, MissingExtra) else ERROR
     except BrokenPipeError:
-        # Who read our output has gone; Python must not complain about it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush(sys.stdout)
         return ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

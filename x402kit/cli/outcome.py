@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from typing import Final
 
 import httpx
@@ -18,7 +18,7 @@ from ..client import (
     ProofNotAccepted,
     TooDear,
 )
-from .output import error, plain, write_json
+from .output import error, plain, tell
 from .status import ERROR, REFUSED, TOO_DEAR, UNKNOWN
 
 __all__ = ["AGAIN", "OPEN", "failed", "in_options", "open_call", "open_reference", "say", "state_of"]
@@ -97,4 +97,4 @@ def say(words: bool, code: str, message: str, reference: str = "") -> None:
     if words:
         error(message)
     else:
-        write_json({"error": code, "message": plain(message), "reference": reference}, sys.stderr)
+        tell(json.dumps({"error": code, "message": plain(message), "reference": reference}))

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, Final, TextIO
 
-__all__ = ["bold", "dim", "error", "green", "plain", "red", "wants_json", "write_json"]
+__all__ = ["bold", "dim", "error", "green", "hush", "plain", "red", "tell", "wants_json", "write_json"]
 
 _COLOURS: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32"}
 
@@ -17,15 +17,30 @@ def wants_json(asked: bool) -> bool:
     return asked or not sys.stdout.isatty()
 
 
-def write_json(value: Any, stream: TextIO | None = None) -> None:
+def write_json(value: Any) -> None:
     """One line, at once."""
-    print(json.dumps(value), file=stream or sys.stdout, flush=True)
+    print(json.dumps(value), flush=True)
+
+
+def tell(line: str) -> None:
+    """To stderr, at once; where nobody reads that any more, the command goes on and its exit status tells."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        hush(sys.stderr)
+
+
+def hush(stream: TextIO) -> None:
+    """Who read it has gone, or it can't be written; Python must not complain about it once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def error(message: str) -> None:
     """One line to stderr."""
     text = "\n".join(plain(line) for line in message.splitlines())
-    print(f"{_painted('red', 'x402kit:', sys.stderr)} {text}", file=sys.stderr, flush=True)
+    tell(f"{_painted('red', 'x402kit:', sys.stderr)} {text}")
 
 
 def plain(text: str) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import json
 import sys
-from collections.abc import Generator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any
 
 import httpx
 
@@ -15,9 +14,10 @@ from ..client import Payer, PayerError, PaymentInfo, payment_of
 from ..client.receipts import is_unavailable
 from ..model import Json
 from ..networks.lightning_port import is_lightning
+from .answer import TOLD_MAX, output
 from .keys import add_keys, add_lightning, dollars, journal_path, limits_of, read_wallets
 from .outcome import AGAIN, OPEN, failed, in_options, open_call, open_reference, say, state_of
-from .output import error, plain, write_json
+from .output import error, plain, tell
 from .report import amount_text, network_text
 from .request import add_request, body_of, headers_of, method_of
 from .status import ERROR, OK, REFUSED, UNKNOWN
@@ -39,8 +39,8 @@ Exit status:
   3  refused: by the limits, or no offer can be paid, or the server does not accept the payment
   4  too dear: more than --max-amount or --max-per-day; nothing was signed
   5  the payment was shown, and it is open what became of it: run the same command again
+Who stops reading the answer changes none of these, and gets the receipt; where it can't be written, 0 becomes 1.
 """
-_PROBLEM_MAX: Final = 4096
 
 
 def add(commands: Any) -> None:
@@ -108,21 +108,17 @@ def _exchange(payer: Payer, arguments: argparse.Namespace, words: bool) -> int:
     headers, body = headers_of(arguments), body_of(arguments)
     transport, redirects = payer.transport(), arguments.location
     with (
+        output(arguments.output) as out,
         httpx.Client(transport=transport, timeout=arguments.max_time, follow_redirects=redirects) as client,
         client.stream(method_of(arguments), arguments.url, headers=headers, content=body) as answer,
-        _output(arguments.output) as out,
     ):
-        if arguments.include:
-            out.write(_head(answer))
-        last, told = b"", b""
-        for chunk in answer.iter_bytes():
-            out.write(chunk)
-            out.flush()
-            last, told = chunk, (told + chunk)[: _PROBLEM_MAX + 1]
-        if last and not last.endswith(b"\n") and out.isatty():
-            out.write(b"\n")
-            out.flush()
-    return _status(payer, answer, told, words)
+        out.take(answer, head=arguments.include)
+    status = _status(payer, answer, out.told, words)
+    if out.fault is None or isinstance(out.fault, BrokenPipeError):  # who stops reading has what was wanted
+        return status
+    info, why = payment_of(answer), out.fault.strerror or out.fault
+    say(words, "not_written", f"the answer could not be written: {why}", info.reference if info else "")
+    return status or ERROR
 
 
 def _status(payer: Payer, answer: httpx.Response, told: bytes, words: bool) -> int:
@@ -154,7 +150,7 @@ def _known(info: PaymentInfo, told: bytes) -> str:
     """What is known of a payment that stays open; ``told`` is the answer's body, as much as a problem document has."""
     if info.receipt is not None and info.receipt.success:
         return f"the money moved ({info.transaction})"
-    if info.unsent and len(told) <= _PROBLEM_MAX and is_unavailable(told):
+    if info.unsent and len(told) <= TOLD_MAX and is_unavailable(told):
         return "the seller says that nothing was sent"
     return "what became of the payment is not known"
 
@@ -163,25 +159,25 @@ def _receipt(info: PaymentInfo, status: int, words: bool) -> None:
     """What was paid, on standard error."""
     price = amount_text(info.amount, info.network, info.asset)
     if not words:
-        write_json(_receipt_json(info, status, price), sys.stderr)
+        tell(json.dumps(_receipt_json(info, status, price)))
         return
     again = ", shown again" if info.replayed else ""
     if info.source == "token":
-        print(_by_token(info, status), file=sys.stderr)
+        tell(_by_token(info, status))
         return
     if info.source == "balance":
-        print(f"paid {_cost(info, price)} from the balance on {network_text(info.network)}{again}", file=sys.stderr)
+        tell(f"paid {_cost(info, price)} from the balance on {network_text(info.network)}{again}")
     else:
         to = f" to {info.pay_to}" if info.pay_to else ""
-        print(f"paid {price} on {network_text(info.network)}{to}{again}", file=sys.stderr)
+        tell(f"paid {price} on {network_text(info.network)}{to}{again}")
     lightning = is_lightning(info.network)
     if not lightning:
-        print(f"     from {info.payer}", file=sys.stderr)
+        tell(f"     from {info.payer}")
     if info.transaction:
-        print(f"     {'payment hash' if lightning else 'transaction'} {plain(info.transaction)}", file=sys.stderr)
+        tell(f"     {'payment hash' if lightning else 'transaction'} {plain(info.transaction)}")
     if info.balance is not None:
         left = amount_text(info.balance, info.network, info.asset)
-        print(f"     {left} are on the balance", file=sys.stderr)
+        tell(f"     {left} are on the balance")
     if not info.verified:
         error(f"the receipt is doubtful: {in_options(info.problem)}")
 
@@ -211,18 +207,3 @@ def _receipt_json(info: PaymentInfo, status: int, price: str) -> Json:
 
 def _digits(amount: int | None) -> str | None:
     return None if amount is None else str(amount)
-
-
-@contextlib.contextmanager
-def _output(path: Path | None) -> Generator[IO[bytes]]:
-    if path is None:
-        yield sys.stdout.buffer
-    else:
-        with path.open("wb") as out:
-            yield out
-
-
-def _head(answer: httpx.Response) -> bytes:
-    lines = [f"{answer.http_version} {answer.status_code} {answer.reason_phrase}"]
-    lines += [f"{name}: {value}" for name, value in answer.headers.multi_items()]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
