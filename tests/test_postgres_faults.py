@@ -80,6 +80,29 @@ async def test_E03_a_lost_answer_is_not_forgotten_where_a_lock_is_in_the_way(
         await letting[0]
 
 
+async def test_B15_E03_a_nonce_whose_answer_is_lost_for_good_is_given_to_the_next(
+    store: PostgresStore, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim has failed, so nobody takes it over; and the wallet's later transactions would wait for it."""
+    assert await store.take_nonce("w", "a", 5) == 5
+    attempt = postgres_batch.Lane._attempt  # pyright: ignore[reportPrivateUsage]
+
+    async def lose(self: Any, batch: Any) -> Any:
+        await attempt(self, batch)
+        raise postgres_batch._Lost from psycopg.OperationalError()  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.setattr(postgres_batch.Lane, "_attempt", lose)
+    with pytest.raises(RailUnavailable):
+        await store.take_nonce("w", "b", 5)
+    monkeypatch.undo()
+    taken = "SELECT nonce, holder, free FROM x402kit.nonces WHERE nonce > 5"
+    assert query(database, taken) == [(6, "b", 0)]
+    await store.prune(1)
+    assert await store.take_nonce("w", "c", 5) == 6
+    await store.prune(1)  # it has another's ticket by now
+    assert query(database, taken) == [(6, "c", 0)]
+
+
 async def _nothing() -> None:
     """Nobody else is there."""
 

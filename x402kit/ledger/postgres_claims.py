@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Any, Final
 
 from ..errors import RailUnavailable, TooManyRequests
@@ -13,6 +13,7 @@ from ..model import INVOICE_KEPT_SECONDS, Account, Claim, Hold
 from ..money import MAX_AMOUNT
 from .postgres_base import FREE, Base
 from .postgres_moves import (
+    FREE_TICKETS,
     INSERT,
     NAMES,
     PRUNE,
@@ -37,6 +38,8 @@ _MARGIN: Final = 3600
 _REMEMBERED: Final = 100_000
 """Accounts of claims that this process has seen lately."""
 _NONCE_TRIES: Final = 100
+_UNHEARD_SECONDS: Final = 60.0
+"""How long a statement whose answer was lost may still be on its way to its commit, and more."""
 _FORGOTTEN: Final = 86_400
 """Seconds for which a hold outlives its end."""
 _OURS: Final = ("lease_until", "booked_at", "captured")
@@ -50,6 +53,8 @@ class Claims(Base):
         self._accounts: OrderedDict[str, Account] = OrderedDict()
         self._room = 0
         self._full_until = 0.0
+        self._unheard: deque[tuple[float, str, str]] = deque(maxlen=_REMEMBERED)
+        """Until when, wallet and ticket of nonces that were asked for and not heard of."""
 
     async def get(self, payment_id: str) -> Claim | None:
         return await self._get("claims", payment_id)
@@ -251,12 +256,16 @@ class Claims(Base):
     async def take_nonce(self, wallet: str, holder: str, floor: int) -> int:
         ticket = secrets.token_hex(8)  # so that asking again after a lost answer gives the same one
         values = {"wallet": wallet, "holder": holder, "floor": floor, "ticket": ticket}
-        for _ in range(_NONCE_TRIES):
-            rows, _again = await self._write(TAKE_NONCE, values, of=wallet, order=wallet)
-            if rows:
-                return int(rows[0][0])
-            # Another machine took the very one at the same moment.
-        raise RailUnavailable("store_unavailable")
+        try:
+            for _ in range(_NONCE_TRIES):
+                rows, _again = await self._write(TAKE_NONCE, values, of=wallet, order=wallet)
+                if rows:
+                    return int(rows[0][0])
+                # Another machine took the very one at the same moment.
+            raise RailUnavailable("store_unavailable")
+        except BaseException:
+            self._unheard.append((time.monotonic() + _UNHEARD_SECONDS, wallet, ticket))
+            raise
 
     async def free_nonces(self, holder: str, wallet: str = "", nonce: int = -1) -> None:
         sql = "UPDATE x402kit.nonces SET free = 1 WHERE holder = %(holder)s"
@@ -272,4 +281,14 @@ class Claims(Base):
             rows, _ = await self._write(sql, {"now": now, **before}, of="prune", order="\U0010ffff")
             count += rows[0][0]
         self._room, self._full_until = 0, 0.0
+        await self._free_unheard()
         return count
+
+    async def _free_unheard(self) -> None:
+        """A nonce that was given, and its answer lost for good, is used by nobody: all later ones would wait for it."""
+        if not self._unheard:
+            return
+        now, (_, wallets, tickets) = time.monotonic(), zip(*self._unheard, strict=True)
+        await self._write(FREE_TICKETS, {"wallets": list(wallets), "tickets": list(tickets)}, of="prune")
+        while self._unheard and self._unheard[0][0] < now:
+            self._unheard.popleft()

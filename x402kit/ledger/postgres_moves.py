@@ -16,6 +16,7 @@ from .postgres_schema import CLAIM_COLUMNS, CLOCK, OPEN_SQL
 from .rules import MOVES
 
 __all__ = [
+    "FREE_TICKETS",
     "INSERT",
     "NAMES",
     "PRUNE",
@@ -69,6 +70,11 @@ TAKE_NONCE: Final = (
     " old AS (DELETE FROM x402kit.nonces WHERE wallet = %(wallet)s AND nonce < %(floor)s - 1000 AND EXISTS (SELECT 1"
     " FROM made))"
     " SELECT nonce FROM mine UNION ALL SELECT nonce FROM freed UNION ALL SELECT nonce FROM made"
+)
+
+FREE_TICKETS: Final = (
+    "UPDATE x402kit.nonces SET free = 1 WHERE (wallet, ticket) IN"
+    " (SELECT * FROM unnest(%(wallets)s::text[], %(tickets)s::text[])) RETURNING 1"
 )
 
 
