@@ -15,6 +15,7 @@ from starlette.responses import Response
 from tests.support.commands import on_terminal, run
 from tests.support.paid_server import PAY_TO, entry, v1_entry
 from tests.support.payments import PAYER, Payment, pay
+from tests.support.prepaid_shop import opened
 from tests.support.serving import serving
 from x402kit.cli import main
 from x402kit.cli.inspect import look_at_value
@@ -414,3 +415,15 @@ def test_a_url_on_a_terminal(shop: str) -> None:
     assert shown.status == 0
     assert f"{shop}/good answered 402" in shown.out
     assert "Nothing is wrong with it." in shown.out
+
+
+def test_a_wallet_service_is_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with opened() as prepaid:
+        status, made, found = asked(capsys, prepaid.wallet)
+        assert (status, made["kind"], found) == (0, "wallet-service", [])
+        assert made["decoded"]["networks"][0]["network"] == "eip155:8453"
+        shown = on_terminal("inspect", "--allow-insecure", prepaid.wallet)
+        assert "A wallet service" in shown.out
+        assert "takes top-ups on base (eip155:8453)" in shown.out
+        assert f"x402kit wallet {prepaid.wallet} info says more" in shown.out
+        assert asked(capsys, prepaid.url + "/free")[2] == ["not_402"]

@@ -468,3 +468,18 @@ def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, books: Bo
 
     monkeypatch.setattr(type(store_of(books.place)), "verify", gone)
     assert main(["ledger", "verify", books.place]) == 6
+
+
+def test_2_a_statement_without_its_account_says_what_is_missing(tmp_path: Path) -> None:
+    place = tmp_path / "payments.db"
+    asyncio.run(_made(place))
+    for given in ((str(place),), (str(place), WALLET), ("postgresql://nobody@localhost/x",)):
+        done = run("ledger", "statement", *given)
+        assert (done.status, done.out) == (2, "")
+        assert "is a ledger, and no account: x402kit ledger statement ACCOUNT [LEDGER]" in done.err
+
+
+async def _made(place: Path) -> None:
+    store = SQLiteStore(place)
+    await store.start()
+    await store.close()

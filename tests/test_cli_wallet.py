@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from solders.keypair import Keypair
 from starlette.responses import PlainTextResponse, Response
 
 from tests.support.clients import ADDRESS, KEY
@@ -110,8 +111,6 @@ def test_1_where_there_are_no_withdrawals(shop: PrepaidShop, command: Command) -
     done = command("wallet", shop.wallet, "withdraw")
     assert (done.status, done.out) == (1, "")
     assert json.loads(done.err)["message"] == "this seller does not offer withdrawals (404: not-found)"
-    elsewhere = command("wallet", shop.url + "/nowhere", "withdraw")
-    assert "there are no withdrawals at this URL: " in json.loads(elsewhere.err)["message"]
 
 
 def test_1_a_top_up_below_the_least_names_the_least(shop: PrepaidShop, command: Command) -> None:
@@ -199,3 +198,32 @@ def test_M01_a_price_that_was_not_the_one_asked_for_is_told_in_the_options_words
     assert (receipt["source"], receipt["problem"]) == ("balance", "the call could cost more than --max-amount")
     shown = on_terminal("pay", "--allow-insecure", shop.url + "/dear", "--balance", env=env)
     assert "the receipt is doubtful: the call could cost more than --max-amount" in shown.out
+
+
+@pytest.mark.parametrize("action", ["info", "balance", "transactions", "withdraw"])
+def test_1_at_another_url_the_services_is_suggested(shop: PrepaidShop, command: Command, action: str) -> None:
+    done = command("wallet", shop.url + "/nowhere", action)
+    assert (done.status, done.out) == (1, "")
+    assert f"is URL the wallet service's, such as {shop.wallet}?" in json.loads(done.err)["message"]
+    page = command("wallet", shop.url + "/free", "info")
+    assert (page.status, shop.wallet in page.err) == (1, True)
+    shop.faults["/v1/x402"] = [PlainTextResponse("", 404)]
+    assert "is URL" not in command("wallet", shop.wallet, "info").err
+
+
+def test_3_a_refused_proof_of_a_wallet_is_no_payment(
+    shop: PrepaidShop, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("X402KIT_SVM_KEY", str(Keypair()))
+    done = command("wallet", shop.wallet, "balance", "--network", "solana")
+    assert (done.status, json.loads(done.err)["error"]) == (3, "proof_not_accepted")
+    assert "unsupported_chain" in json.loads(done.err)["message"]
+    assert "payment" not in json.loads(done.err)["message"]
+
+
+@pytest.mark.parametrize("action", ["info", "balance", "transactions", "withdraw"])
+def test_M01_only_a_top_up_pays(shop: PrepaidShop, command: Command, action: str) -> None:
+    done = command("wallet", shop.url + "/goods", action)
+    assert (done.out, shop.rail.settled) == ("", 0)
+    assert done.status == (3 if action == "info" else 1)
+    assert f"is URL the wallet service's, such as {shop.wallet}?" in json.loads(done.err)["message"]

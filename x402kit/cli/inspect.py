@@ -16,6 +16,7 @@ from ..protocols import x402
 from .explain import explain_challenge, explain_receipt, explain_sign_in
 from .explain_auth import asks_for_payment, explain_auth
 from .explain_payment import explain_payment
+from .explain_wallet import explain_wallet
 from .output import bold, dim, error, green, plain, red, wants_json, write_json
 from .reading import read
 from .report import Finding, Report
@@ -33,7 +34,7 @@ X is one of
   - the value of PAYMENT-REQUIRED, PAYMENT-SIGNATURE (X-PAYMENT) or PAYMENT-RESPONSE, or such a header's whole line,
   - the JSON inside one of them,
   - a WWW-Authenticate line of L402 or Payment, or its value,
-  - a URL: it is asked once, without a payment, and nothing is ever paid,
+  - a URL, priced or a wallet service's: it is asked once, without a payment, and nothing is ever paid,
   - "-": one of the first three, from standard input.
 
 Exit status: 0 nothing is wrong, 1 something is, 2 wrong usage. In a pipe or with --json:
@@ -113,6 +114,8 @@ def look_at_url(arguments: argparse.Namespace) -> Report:
 
 def _answered(answer: httpx.Response, report: Report) -> None:
     report.extra = {"url": str(answer.request.url), "status": answer.status_code}
+    if answer.status_code == 200 and explain_wallet(_body(answer), str(answer.request.url), report):
+        return
     if answer.status_code != 402:
         report.problem("not_402", f"it answered {answer.status_code}, not 402: it asks for no payment")
         return

@@ -35,6 +35,8 @@ or busy, ask again.
 """
 _LEDGER: Final = "X402KIT_LEDGER"
 _ACCOUNT: Final = "a wallet's address, or network:address such as eip155:8453:0x…; of Lightning, a payment hash"
+_SQLITE: Final = b"SQLite format 3"
+"""With it every such file begins."""
 _PAGE: Final = 200
 _NUMBERS: Final = ("external", "available", "held", "revenue", "suspense")
 _Work = Callable[[Store, argparse.Namespace], Awaitable[int]]
@@ -61,6 +63,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Open the ledger, do what was asked, close it. Raises ``ConfigError`` where there is no such ledger."""
+    if (account := getattr(arguments, "account", "")) and _is_ledger(account):
+        raise ConfigError(f"{account!r} is a ledger, and no account: x402kit ledger statement ACCOUNT [LEDGER]")
     place = arguments.ledger or os.environ.get(_LEDGER, "").strip() or "payments.db"
     if "://" not in place:
         _check_file(place)
@@ -77,6 +81,17 @@ def run(arguments: argparse.Namespace) -> int:
     except LedgerUnreachable as e:
         error(str(e))
         return UNREACHABLE
+
+
+def _is_ledger(text: str) -> bool:
+    """Whether a ledger was given where an account was asked for."""
+    if "://" in text:
+        return True
+    try:
+        with open(text, "rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except (OSError, ValueError):
+        return False
 
 
 def _check_file(place: str) -> None:

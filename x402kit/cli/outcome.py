@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Final
 
 import httpx
@@ -34,6 +35,7 @@ _KINDS: Final[tuple[tuple[type[BaseException], str, int], ...]] = (
     (PaymentNotAccepted, "not_accepted", REFUSED),
     (ProofNotAccepted, "proof_not_accepted", REFUSED),
 )
+_CALL: Final = re.compile(r" \[payment call-[^\]]*\]")
 # The library's errors name its own arguments; who sits at a shell has the options.
 _OPTIONS: Final = (
     ("allow_insecure=True", "--allow-insecure"),
@@ -47,7 +49,7 @@ def failed(payer: Payer, fault: BaseException, words: bool) -> int:
     """Say what went wrong, and what it means for the money."""
     reference = open_reference(payer, fault)
     if reference:
-        say(words, "outcome_unknown", f"{str(fault) or type(fault).__name__}; {AGAIN}", reference)
+        say(words, "outcome_unknown", f"{in_options(str(fault)) or type(fault).__name__}; {AGAIN}", reference)
         return UNKNOWN
     code, status = next(((code, status) for kind, code, status in _KINDS if isinstance(fault, kind)), ("error", ERROR))
     say(words, code, _told(fault), getattr(fault, "reference", ""))
@@ -62,7 +64,8 @@ def _told(fault: BaseException) -> str:
 
 
 def in_options(text: str) -> str:
-    """The client's words with the options' names in them."""
+    """The client's words with the options' names in them, and without a payment where it was a call from a balance."""
+    text = _CALL.sub("", text)
     for argument, option in _OPTIONS:
         text = text.replace(argument, option)
     return text

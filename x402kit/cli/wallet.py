@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 
-from ..client import Payer, PayerError, PrepaidWallet, WalletServiceError
+from ..client import Payer, PayerError, PolicyRefused, PrepaidWallet, TooDear, WalletServiceError
 from ..model import Json
 from ..money import format_units
 from .keys import add_keys, dollars, journal_path, limits_of, read_wallets
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.usage_error("top-up takes an amount, withdraw may take one, and nothing else does")
     payer = Payer(
         **read_wallets(arguments),
-        limits=limits_of(arguments),
+        limits=limits_of(arguments, per_call="$0.00"),  # a top-up has its own
         journal=journal_path(arguments.journal),
         allow_insecure=arguments.allow_insecure,
     )
@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with payer.wallet(arguments.url) as wallet:
             _ACTIONS[action](wallet, arguments, wants_json(arguments.json))
+    except (TooDear, WalletServiceError) as e:
+        return failed(payer, _elsewhere(e, arguments), words)
     except (PayerError, httpx.HTTPError, httpx.InvalidURL) as e:
         return failed(payer, e, words)
     except KeyboardInterrupt as e:
@@ -80,6 +82,20 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         return failed(payer, e, words)
     return OK
+
+
+def _elsewhere(fault: TooDear | WalletServiceError, arguments: argparse.Namespace) -> PayerError:
+    """With what it means where nothing there speaks as a wallet service does."""
+    parts = httpx.URL(arguments.url)
+    ask = f"is URL the wallet service's, such as {parts.scheme}://{parts.netloc.decode('ascii')}/v1/x402?"
+    if isinstance(fault, TooDear):
+        if arguments.action == "top-up":
+            return fault
+        return PolicyRefused(f"a payment was asked for, and nothing but top-up pays; {ask}")
+    is_page = fault.status == 200 and not fault.code
+    if parts.path.rstrip("/").endswith("/x402") or not (is_page or fault.status in (_NOT_FOUND, 405)):
+        return fault
+    return PayerError(f"{fault}; {ask}")
 
 
 def _info(wallet: PrepaidWallet, arguments: argparse.Namespace, as_json: bool) -> None:
@@ -135,11 +151,9 @@ def _withdraw(wallet: PrepaidWallet, arguments: argparse.Namespace, as_json: boo
     try:
         made = wallet.withdraw(arguments.amount)
     except WalletServiceError as e:
-        if e.status != _NOT_FOUND:
-            raise
-        if e.code == _NO_SUCH_PLACE:  # a wallet service said so, and not another server
+        if e.status == _NOT_FOUND and e.code == _NO_SUCH_PLACE:  # a wallet service said so, and not another server
             raise PayerError(f"this seller does not offer withdrawals ({_NOT_FOUND}: {e.code})") from e
-        raise PayerError(f"there are no withdrawals at this URL: {e}") from e
+        raise
     if as_json:
         write_json(_digits(asdict(made)))
         return
