@@ -48,7 +48,7 @@ def pay(seller: PaidServer, env: dict[str, str], *more: str) -> Result:
     return run("pay", "--allow-insecure", seller.url + "/v2/a", *more, env=env)
 
 
-def test_M01_2_and_nothing_is_signed_where_the_file_can_not_be_written(
+def test_2_and_nothing_is_signed_where_the_file_can_not_be_written(
     seller: PaidServer, env: dict[str, str], tmp_path: Path
 ) -> None:
     for place in ("nowhere/x", "."):
@@ -58,7 +58,7 @@ def test_M01_2_and_nothing_is_signed_where_the_file_can_not_be_written(
     assert seller.seen == []
 
 
-def test_M12_a_file_stays_as_it_is_until_there_is_an_answer(
+def test_a_file_stays_as_it_is_until_there_is_an_answer(
     seller: PaidServer, env: dict[str, str], tmp_path: Path
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
@@ -73,7 +73,7 @@ def test_M12_a_file_stays_as_it_is_until_there_is_an_answer(
 
 
 @pytest.mark.parametrize("arguments", [(), ("-i",)])
-def test_M10_who_stops_reading_gets_the_receipt(seller: PaidServer, shell: Shell, arguments: tuple[str, ...]) -> None:
+def test_who_stops_reading_gets_the_receipt(seller: PaidServer, shell: Shell, arguments: tuple[str, ...]) -> None:
     done = shell("{pay} | head -c 3", *arguments)
     (receipt,) = lines(done)
     assert (done.status, len(done.out), receipt["amount"], receipt["verified"]) == (0, 3, "10000", True)
@@ -83,9 +83,7 @@ def test_M10_who_stops_reading_gets_the_receipt(seller: PaidServer, shell: Shell
 
 
 @pytest.mark.parametrize("where", ["-o /dev/full", "> /dev/full"])
-def test_M10_1_and_the_receipt_where_the_answer_can_not_be_written(
-    seller: PaidServer, shell: Shell, where: str
-) -> None:
+def test_1_and_the_receipt_where_the_answer_can_not_be_written(seller: PaidServer, shell: Shell, where: str) -> None:
     done = shell("{pay} " + where)
     receipt, fault = lines(done)
     assert (done.status, receipt["amount"], fault["error"]) == (1, "10000", "not_written")
