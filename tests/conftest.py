@@ -6,12 +6,17 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.lightning import lightning as lightning
 from tests.support.postgres import PostgresServer, close_shared, shared
 from tests.support.stores import ledger as ledger
 from tests.support.stores import place as place
 from x402kit.devnet import EvmDevnet, SvmDevnet
+
+# No example fails for the time that it, or the first of them in a fresh clone, took.
+settings.register_profile("whole", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whole")
 
 # A shell that runs us in the background has us ignore it, and so would the commands that we interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -254,9 +254,8 @@ _INDEX = st.integers(0, 63)
 _MUTATION = st.tuples(st.integers(0, len(MUTATIONS) - 1), _INDEX, _INDEX)
 _SETTINGS = settings(
     max_examples=400,
-    deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 _DESKS: dict[str, Json] = {
     "strict": {},

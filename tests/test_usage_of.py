@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from x402kit.pricing import Usage, usage_of
@@ -130,7 +130,6 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 # In a fresh clone the first text of all takes a second: the tables of Unicode are made.
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(NAMES, JSON))
 def test_H05_whatever_is_stated_gives_a_sound_usage_or_none(stated: dict[str, Any]) -> None:
     usage = usage_of({"usage": stated})
