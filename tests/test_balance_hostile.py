@@ -15,6 +15,7 @@ from tests.support.asking import ask, make_scope
 from tests.support.rails import USDC, OfflineRail
 from tests.support.stores import Place
 from tests.support.till import FIXED, WAYS, Ended, Way, opened, part, reply, stream, usage
+from x402kit import Tokens
 from x402kit.asgi.wallet_price import TopUp
 from x402kit.errors import RailUnavailable
 from x402kit.ledger.port import Store
@@ -94,7 +95,8 @@ async def test_K01_an_upload_streams_through_whichever_way_it_states_its_length(
 
 @pytest.mark.parametrize("header", [True, False])
 async def test_A11_a_body_that_we_changed_has_its_own_length(tmp_path: Path, header: bool) -> None:
-    async with opened(str(tmp_path / "payments.db"), route={"ask_usage": True}) as till:
+    asked = {"price": Tokens(input="$1/M", output="$1/M"), "ask_usage": True}
+    async with opened(str(tmp_path / "payments.db"), prices={"/asked": asked}) as till:
         await till.credit(100_000)
         seen: list[tuple[list[bytes], int]] = []
 
@@ -108,7 +110,7 @@ async def test_A11_a_body_that_we_changed_has_its_own_length(tmp_path: Path, hea
         till.playing.app = app
         body = json.dumps({"messages": [], "max_tokens": 10, "stream": True}).encode()
         length = {"Content-Length": str(len(body))} if header else {}
-        assert (await till.ask("/metered", {**till.proof(), **length}, body)).status == 200
+        assert (await till.ask("/asked", {**till.proof(), **length}, body)).status == 200
         stated, real = seen[0]
         assert real > len(body)
         assert stated == ([str(real).encode()] if header else [])

@@ -17,9 +17,8 @@ from ..ledger.open import store_of
 from ..ledger.port import Store
 from ..model import Account, Claim, Entry, Hold
 from ..money import Pegged, Usd
-from ..networks.assets import TESTNETS
 from ..networks.lightning import Lightning, Rate
-from ..networks.lightning_port import REGTEST, is_lightning
+from ..networks.lightning_port import is_lightning
 from ..networks.port import Rail, paying
 from ..paywall.admission import Admissions
 from ..paywall.balances import Balances
@@ -30,6 +29,7 @@ from ..paywall.credentials import Credentials
 from ..paywall.invoices import Invoices, rate_of
 from ..paywall.keeper import Keeper
 from ..paywall.links import Links
+from ..paywall.options import check_options, secrets_of
 from ..paywall.payouts import Payouts
 from ..paywall.proofs import Proofs, Proven, wallets_of
 from ..paywall.recovery import Recovery
@@ -37,12 +37,13 @@ from ..paywall.resource import Resource
 from ..paywall.scheme import Scheme
 from ..paywall.settlement import Settler
 from ..paywall.tokens import Tokens
-from ..pricing import PriceLike, price_of
+from ..pricing import PriceLike
 from . import answers
 from .answers import Answer
 from .call import cost_of
 from .counter import Counter
 from .gate import Gate
+from .given import check_rails, check_shared, origin_of, resource_of, rule_of
 from .marks import PriceDependency, mark
 from .routes import Routes, Rule
 from .serving import Serving
@@ -65,7 +66,6 @@ _NO_ORIGIN: Final = (
     "callers write it, such as https://api.example.com or http://127.0.0.1:8000"
 )
 _SHAPES: Final[dict[str, type[Shape]]] = {"katana": Katana, "venice": Venice}
-_TOP_UP: Final = frozenset(("credits", "canonical", "amounts"))
 
 
 class Paywall:
@@ -96,7 +96,7 @@ class Paywall:
         *,
         origin: str = "",
         service: str = "x402kit",
-        secret: bytes | str | Sequence[bytes] | None = None,
+        secret: bytes | str | Sequence[bytes | str] | None = None,
         protocols: Sequence[str] = ("x402", "l402", "payment"),
         payment_header: Literal["Authorization", "Payment-Authorization"] = "Authorization",
         strict: bool = True,
@@ -104,23 +104,24 @@ class Paywall:
         settle_seconds: float = 25,
         reconcile_seconds: float = 5,
     ) -> None:
-        _check_rails(accepts)
+        check_options("Paywall", accepts=accepts, ledger=ledger, origin=origin, service=service, secret=secret)
+        check_options("Paywall", protocols=protocols, payment_header=payment_header, strict=strict)
+        check_options("Paywall", drain_seconds=drain_seconds, settle_seconds=settle_seconds)
+        check_options("Paywall", reconcile_seconds=reconcile_seconds)
+        check_rails(accepts)
         self.rails = tuple(rail for rail in accepts if not isinstance(rail, Lightning))
         self.lightning = next((rail for rail in accepts if isinstance(rail, Lightning)), None)
         self._protocols = tuple(protocols)
-        if payment_header not in ("Authorization", "Payment-Authorization"):
-            raise ConfigError(
-                f"a Payment credential comes in Authorization or Payment-Authorization: {payment_header!r}"
-            )
         self._header = "" if payment_header == "Authorization" else payment_header
         self.store = store_of(ledger)
-        self.origin = _origin(origin)
+        self.origin = origin_of(origin)
         self.service = service
-        self._secrets = _secrets(secret)
+        self._secrets = secrets_of(secret)
         self._links: Links | None = None
         self._strict = strict
         self._drain_seconds = drain_seconds
         self._marks: list[Resource] = []
+        self._priced: list[Resource] = []
         self._keeps_balances = False
         self._gates: list[Gate] = []
         self.running = False
@@ -143,7 +144,8 @@ class Paywall:
         """Mark an endpoint with its price: a decorator for Starlette's and FastAPI's endpoints.
 
         ``price`` is ``"$0.01"``, ``usd("$0.01")`` or a function of the ``Call``; ``options`` are the fields of
-        ``Resource`` and ``needs_body``. The endpoint runs only for a request that came through ``protect``.
+        ``Resource``, ``needs_body`` and ``metered``. The endpoint runs only for a request that came through
+        ``protect``. Raises ``ConfigError`` for a wrong price, option or value.
         """
 
         def decorate(endpoint: F) -> F:
@@ -154,7 +156,7 @@ class Paywall:
 
     def price(self, price: PriceLike, *, id: str, **options: Any) -> PriceDependency:
         """The same as a FastAPI dependency: ``Depends(paywall.price("$0.01", id="weather"))``."""
-        return PriceDependency(self._resource(id, price, options))
+        return PriceDependency(self._resource(id, price, {**options, "id": id}))
 
     def _resource(self, name: str, price: Any, options: dict[str, Any]) -> Resource:
         made = self._unmarked(name, price, options)
@@ -162,10 +164,12 @@ class Paywall:
         return made
 
     def _unmarked(self, name: str, price: Any, options: Mapping[str, Any]) -> Resource:
-        made = _resource(name, price, {"protocols": self._protocols, **options})
+        made = resource_of(name, price, {"protocols": self._protocols, **options})
         known = {rail.network for rail in (*self.rails, self.lightning) if rail is not None}
         if not known.issuperset(made.networks):
             raise ConfigError(f"{name}: the paywall has no rail on some of {', '.join(made.networks)} (CAIP-2)")
+        check_shared(made, self._priced, chosen="id" in options)
+        self._priced.append(made)
         self._keeps_balances |= made.metered  # what a metered call leaves over is balance
         return made
 
@@ -175,7 +179,9 @@ class Paywall:
         A value is a price, or a dict of ``price`` and the fields of ``Resource``. A rule or mark that names no route
         of the app is an ``UnmatchedRule`` when the app starts, unless ``strict=False``.
         """
-        rules = [Rule.parse(text, self._unmarked(text, *_rule(text, value))) for text, value in (prices or {}).items()]
+        rules = [
+            Rule.parse(text, self._unmarked(text, *rule_of(text, value))) for text, value in (prices or {}).items()
+        ]
         alone = not self._gates
 
         def make_routes() -> Routes:
@@ -260,8 +266,7 @@ class Paywall:
         whose rail settles from the wallet that is paid; there must be one. ``dialect="venice"`` is for Venice's
         clients, at ``/api/v1/x402``; one of each can be mounted. Raises ``ConfigError``.
         """
-        if dialect not in _SHAPES:
-            raise ConfigError(f"the dialects of a wallet service are {', '.join(_SHAPES)}, not {dialect!r}")
+        check_options("wallet_service", minimum=minimum, maximum=maximum, withdraw=withdraw, dialect=dialect)
         if not self.rails:
             raise ConfigError("a wallet service needs a chain: Lightning has no wallets to name a payer by")
         if withdraw and not self._payouts.networks:
@@ -380,57 +385,3 @@ class Paywall:
         for a node or a payment that was busy. Raises ``ConfigError``, with nothing done, for a network without a block.
         """
         return await self._recovery.recover(since_block)
-
-
-def _resource(name: str, price: Any, options: Mapping[str, Any]) -> Resource:
-    options = dict(options)
-    needs_body, metered = options.pop("needs_body", None), options.pop("metered", False)
-    for several in ("networks", "protocols"):
-        options[several] = tuple(options.get(several, ()))
-    names = options.get("headers", ())
-    if isinstance(names, str):
-        raise ConfigError(f"{name}: headers is a list of names")
-    if _TOP_UP & options.keys():
-        raise ConfigError(f"{name}: a payment becomes balance at the wallet service alone")
-    options["headers"] = tuple(sorted({header.lower() for header in names}))
-    try:
-        return Resource(name, price_of(price, needs_body=needs_body, metered=metered), **options)
-    except TypeError as e:
-        raise ConfigError(f"{name}: {e}") from e
-
-
-def _check_rails(rails: Sequence[Rail | Lightning]) -> None:
-    if not rails:
-        raise ConfigError("a paywall needs at least one rail to be paid on")
-    # Regtest, a chain on this machine, goes with either: a local EVM chain has a real one's number.
-    if len({rail.network in TESTNETS for rail in rails if rail.network != REGTEST}) > 1:
-        raise ConfigError("a paywall takes real money or test money, not both (L07)")
-    if len({(rail.network, rail.asset.address) for rail in rails}) > len({rail.network for rail in rails}):
-        # What a payment leaves over must be where its payer's proof finds it.
-        raise ConfigError("a paywall takes one asset on each network: balances are kept in it")
-    if sum(isinstance(rail, Lightning) for rail in rails) > 1:
-        raise ConfigError("a paywall takes one Lightning node")
-
-
-def _rule(text: str, value: Any) -> tuple[Any, dict[str, Any]]:
-    options: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"price": value}  # pyright: ignore[reportUnknownArgumentType]  # what the seller wrote
-    if "price" not in options:
-        raise ConfigError(f"{text}: no price")
-    return options.pop("price"), options
-
-
-def _origin(text: str) -> str:
-    if not text:
-        return ""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path not in ("", "/") or parts.query:
-        raise ConfigError(f'the origin is written like "https://api.example.com", not {text!r}')
-    return f"{parts.scheme}://{parts.netloc}".lower()
-
-
-def _secrets(secret: bytes | str | Sequence[bytes] | None) -> tuple[bytes, ...]:
-    if not secret:
-        return ()
-    if isinstance(secret, str):
-        return (secret.encode(),)
-    return (secret,) if isinstance(secret, bytes) else tuple(secret)

@@ -14,17 +14,19 @@ import os
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ..errors import ConfigError, PaymentRefused
 from ..model import LEEWAY_SECONDS, PaymentRequirements
 from ..protocols.encoding import b64url, b64url_decode
 
-__all__ = ["Binding", "MacKey", "Quotes", "derived_keys", "joined", "mac_keys"]
+__all__ = ["SECRET_MIN", "Binding", "MacKey", "Quotes", "derived_keys", "joined", "mac_keys"]
 
 _MAC_BYTES = 20
 _TOKEN_BYTES = 4 + 8 + _MAC_BYTES
 _REMEMBERED_MAX = 512
+SECRET_MIN: Final = 16
+"""Bytes of a seller's secret."""
 
 
 def joined(*parts: bytes) -> bytes:
@@ -103,8 +105,8 @@ def derived_keys(secrets: Sequence[bytes], purpose: bytes) -> list[bytes]:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    if not secrets or any(len(secret) < 16 for secret in secrets):
-        raise ConfigError("the secret must have at least 16 bytes")
+    if not secrets or any(len(secret) < SECRET_MIN for secret in secrets):
+        raise ConfigError(f"the secret must have at least {SECRET_MIN} bytes")
     return [HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose).derive(secret) for secret in secrets]
 
 

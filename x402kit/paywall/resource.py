@@ -74,8 +74,6 @@ class Resource:
     def __post_init__(self) -> None:
         if not self.credits and (self.canonical is not None or self.amounts is not None):
             raise ConfigError(f"{self.id}: only a top-up can be paid with any amount")
-        if not PROTOCOLS.issuperset(self.protocols):
-            raise ConfigError(f"{self.id}: the protocols are {', '.join(sorted(PROTOCOLS))}")
         object.__setattr__(self, "metered", getattr(self.price, "metered", True))
 
     def takes(self, protocol: str, network: str) -> bool:
