@@ -194,6 +194,16 @@ def test_faults_that_only_a_whole_price_has_are_named_too() -> None:
     assert [line.partition(": ")[0] for line in lines] == [f"models.{name}" for name in "abcde"]
 
 
+@pytest.mark.parametrize("before", ["", '[models.gpt-4]\ninput = "$1/M"\n'])
+@pytest.mark.parametrize("name", ["gpt-4.1", "gpt-4.1.mini"])
+def test_a_name_with_dots_that_is_not_quoted_is_told_of(name: str, before: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Models(tomllib.loads(f'{before}[models.{name}]\ninput = "$1/M"\n'))
+    said = f'models.{name}: a name with dots is written in quotes: [models."{name}"]'
+    assert str(caught.value).split("\n  ")[1:] == [said]
+    assert list(Models(tomllib.loads(f'[models."{name}"]\ninput = "$1/M"\n'))) == [name]
+
+
 def test_the_file_in_the_documentation_is_read() -> None:
     page = (Path(__file__).parent.parent / "docs" / "metering.md").read_text()
     text = page.partition("```toml\n")[2].partition("```")[0]

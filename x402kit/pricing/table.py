@@ -196,7 +196,8 @@ def _entries(table: Table, faults: list[str]) -> Iterator[tuple[str, dict[str, A
         given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
         kinds = {id(kind): kind for key, kind in _KINDS.items() if key in given}
         if len(kinds) != 1:
-            faults.append(f"models.{name}: exactly one kind of price is wanted, of {', '.join(_KINDS)}")
+            dotted = _dotted(name, given)
+            faults.append(dotted or f"models.{name}: exactly one kind of price is wanted, of {', '.join(_KINDS)}")
             continue
         (kind,) = kinds.values()
         found = _faults(f"models.{name}", given, {**kind.prices, **kind.others, **_SHOWN})
@@ -212,13 +213,27 @@ def _faults(place: str, given: Table, checks: Checks) -> list[str]:
     found: list[str] = []
     for key, value in given.items():
         if key not in checks:
-            found.append(f"{place}.{key}: no such key")
+            dotted = _dotted(place.removeprefix("models."), {key: value}) if place != "defaults" else ""
+            found.append(dotted or f"{place}.{key}: no such key")
             continue
         try:
             checks[key](value)
         except ConfigError as e:
             found.append(f"{place}.{key}: {e}")
     return found
+
+
+def _dotted(name: str, given: Table) -> str:
+    """What to tell of a name with dots that stands without quotes, which TOML reads as a table in a table."""
+    for key, value in given.items():
+        if isinstance(value, dict) and key not in _KINDS:
+            inner = cast("Table", value)
+            longer = f"{name}.{key}"
+            if not _KINDS.keys().isdisjoint(inner):
+                return f'models.{longer}: a name with dots is written in quotes: [models."{longer}"]'
+            if found := _dotted(longer, inner):
+                return found
+    return ""
 
 
 def _public(name: str, given: Table, kind: _Kind) -> dict[str, Any]:
