@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from x402kit.errors import ConfigError
+from x402kit.devnet import EvmDevnet
+from x402kit.errors import ConfigError, WrongChain
 from x402kit.ledger.postgres import PostgresStore
 from x402kit.networks.lightning_port import BITCOIN, REGTEST
 from x402kit.settings import Settings
@@ -76,7 +77,22 @@ def test_L07_each_environment_has_its_network() -> None:
 @pytest.mark.parametrize(
     ("environ", "names"),
     [
-        ({**DEVNET, "X402KIT_ENV": "production"}, "X402KIT_ENV"),
+        ({**DEVNET, "X402KIT_ENV": "production"}, "^X402KIT_ENV: [^;]*$"),
+        ({**DEVNET, "X402KIT_ENV": "prod", "X402KIT_SVM_KEY": "x"}, "^X402KIT_ENV: [^;]*; X402KIT_SVM_(?!.*NETWORK)"),
+        ({**DEVNET, "X402KIT_SECRET": "abc"}, "^X402KIT_SECRET: it has 16 characters or more$"),
+        (
+            {**DEVNET, "X402KIT_SECRET": "x" * 16, "X402KIT_SECRET_BEFORE": "abc"},
+            "^X402KIT_SECRET_BEFORE: it has 16 characters or more$",
+        ),
+        ({**DEVNET, "X402KIT_EVM_KEY": "0xabc"}, "^X402KIT_EVM_KEY: .*64 hex digits"),
+        (
+            {
+                "X402KIT_SVM_RPC_URL": "https://node.example.com",
+                "X402KIT_SVM_PAY_TO": "So11111111111111111111111111111111111111112",
+                "X402KIT_SVM_KEY": "abc",
+            },
+            "^X402KIT_SVM_KEY: key is no Solana key",
+        ),
         ({**DEVNET, "X402KIT_EVM_RPC_URL": "https://node.example.com"}, "X402KIT_EVM_RPC_URL: .*this machine"),
         ({**DEVNET, "X402KIT_EVM_RPC_URL": "ipc:///x"}, "X402KIT_EVM_RPC_URL"),
         ({**DEVNET, "X402KIT_EVM_PAY_TO": "0x12"}, "X402KIT_EVM_PAY_TO: it is not written as"),
@@ -156,3 +172,10 @@ def test_I11_a_wrong_key_is_not_shown(key: str) -> None:
 def test_without_any_rail_the_variables_are_named() -> None:
     with pytest.raises(ConfigError, match="X402KIT_EVM_RPC_URL"):
         Settings.from_env({"X402KIT_ENV": "devnet"}).paywall()
+
+
+async def test_a_node_of_another_chain_names_the_variable_that_was_forgotten(chain: EvmDevnet, tmp_path: Path) -> None:
+    environ = {**EVM, "X402KIT_EVM_RPC_URL": chain.rpc_url, "X402KIT_LEDGER": str(tmp_path / "p.db")}
+    paywall = Settings.from_env(environ).paywall()
+    with pytest.raises(WrongChain, match=r"the rail on eip155:84532; .*X402KIT_ENV=testnet .*X402KIT_…_NETWORK"):
+        await paywall.start()

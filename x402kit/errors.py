@@ -4,6 +4,7 @@
       ConfigError               the seller's or payer's set-up is wrong; raised at start
         MissingExtra            a rail's packages are not installed
         LedgerUnreachable       a ledger's database that does not answer at the start
+        WrongChain              a node is on another chain than its rail
         NodeUnreachable         a Lightning node that does not answer at the start; it may be there later
         UnmatchedRule           a price names no route of the app (A10)
         Unguarded               a priced endpoint ran without the gate; it refuses
@@ -79,6 +80,7 @@ __all__ = [
     "UnmatchedRule",
     "UnreplayableBody",
     "WalletServiceError",
+    "WrongChain",
     "X402KitError",
 ]
 
@@ -109,6 +111,10 @@ class LedgerUnreachable(ConfigError):
 
 class NodeUnreachable(ConfigError):
     """No answer from a Lightning node at the start: a wrong address, or it is down. A paywall asks it again."""
+
+
+class WrongChain(ConfigError):
+    """A node is on another chain than the rail that asks it. Nothing is settled there."""
 
 
 class UnmatchedRule(ConfigError):

@@ -31,18 +31,20 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from .asgi.paywall import Paywall
-from .errors import ConfigError
+from .errors import ConfigError, WrongChain
 from .networks import Evm
 from .networks.assets import TESTNETS
+from .networks.evm_wallet import Wallet
 from .networks.lightning_port import BITCOIN, REGTEST, TESTNET
 from .networks.port import Rail
+from .paywall.binding import SECRET_MIN
 
 if TYPE_CHECKING:
     from .networks.lightning import Lightning
@@ -79,6 +81,11 @@ class EvmSettings(BaseModel):
     key: SecretStr
     network: str = Field(pattern=r"^eip155:[1-9][0-9]{0,18}$")
 
+    @field_validator("key")
+    @classmethod
+    def _is_key(cls, key: SecretStr) -> SecretStr:
+        return _usable(key, Wallet)
+
     def rail(self) -> Rail:
         """The rail that these make. Raises ``ConfigError``."""
         return Evm(self.network, pay_to=self.pay_to, key=self.key.get_secret_value(), rpc=self.rpc_url)
@@ -93,6 +100,13 @@ class SvmSettings(BaseModel):
     pay_to: str = Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{32,44}$")
     key: SecretStr
     network: str = Field(pattern=r"^solana:[1-9A-HJ-NP-Za-km-z]{32}$")
+
+    @field_validator("key")
+    @classmethod
+    def _is_key(cls, key: SecretStr) -> SecretStr:
+        from .networks.svm_wallet import SvmWallet  # as below
+
+        return _usable(key, SvmWallet)
 
     def rail(self) -> Rail:
         """The rail that these make. Raises ``ConfigError``."""
@@ -153,11 +167,19 @@ class Settings(BaseModel):
         for kind, networks in _DEFAULT_NETWORKS.items():
             own = {name.removeprefix(f"{kind}_"): value for name, value in found.items() if name.startswith(f"{kind}_")}
             if own:
-                values[kind] = {"network": networks.get(found.get("env", "testnet"), ""), **own}
+                # Where X402KIT_ENV is none of these, it alone is told of.
+                values[kind] = {"network": networks.get(found.get("env", ""), networks["testnet"]), **own}
         try:
             return cls(**values)
         except ValidationError as e:
             raise ConfigError("; ".join(_fault(error) for error in e.errors())) from None
+
+    @field_validator("secret", "secret_before")
+    @classmethod
+    def _is_long(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret.get_secret_value().encode()) < SECRET_MIN:
+            raise ValueError(f"it has {SECRET_MIN} characters or more")
+        return secret
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -212,7 +234,7 @@ class Settings(BaseModel):
         """The paywall that these settings describe. Raises ``ConfigError``."""
         given = (self.secret, self.secret_before)
         secrets = [each.get_secret_value().encode() for each in given if each is not None]
-        return Paywall(
+        made = _SetUp(
             self.rails(),
             self.ledger,
             origin=self.origin,
@@ -220,6 +242,30 @@ class Settings(BaseModel):
             secret=secrets,
             payment_header=self.payment_header,
         )
+        made.env = self.env
+        return made
+
+
+class _SetUp(Paywall):
+    """Knows where its networks came from."""
+
+    env: str = ""
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        except WrongChain as e:
+            where = f"X402KIT_ENV={self.env} (testnet where it is not set) or an X402KIT_…_NETWORK"
+            raise WrongChain(f"{e}; what the rail is on comes from {where}") from e
+
+
+def _usable(key: SecretStr, wallet: Callable[[str], object]) -> SecretStr:
+    """A key that a wallet can be made of. Raises ``ValueError``, never showing it (I11)."""
+    try:
+        wallet(key.get_secret_value())
+    except ConfigError as e:
+        raise ValueError(str(e)) from None
+    return key
 
 
 def _fault(error: Any) -> str:

@@ -6,7 +6,7 @@ import logging
 import re
 from typing import Final
 
-from ..errors import ConfigError
+from ..errors import ConfigError, WrongChain
 from ..money import Asset
 from .evm import chain_id, checksum, domain_separator
 from .evm_abi import call_data
@@ -47,7 +47,7 @@ async def check_chain(chain: Chain, asset: Asset) -> None:
     """Compare the set-up with the chain. ``ConfigError`` when they differ; ``RpcTrouble`` when it can't be asked."""
     found = await chain.chain_id()
     if found != chain_id(asset.network):
-        raise ConfigError(f"the node is on eip155:{found}, the rail on {asset.network}")
+        raise WrongChain(f"the node is on eip155:{found}, the rail on {asset.network}")
     if not await chain.has_code(asset.address):
         raise ConfigError(f"asset_not_deployed_contract: no contract at {asset.address} on {asset.network}")
     unsupported = ConfigError(f"invalid_exact_evm_eip3009_not_supported: {asset.address} on {asset.network}")

@@ -14,7 +14,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from ..errors import BadRequest, ConfigError, NodeUnreachable
+from ..errors import BadRequest, ConfigError, NodeUnreachable, WrongChain
 from ..money import MAX_AMOUNT, Usd, Worth, parse_units
 from .lightning_port import BITCOIN, InvoiceNode, bitcoin_on, is_lightning
 from .meter import Meter
@@ -148,7 +148,7 @@ class Lightning:
     async def _connect(self) -> None:
         await self.node.start()
         if self.node.network != self.network:
-            raise ConfigError(f"the Lightning node is on {self.node.network}, not on {self.network} (network=)")
+            raise WrongChain(f"the Lightning node is on {self.node.network}, not on {self.network} (network=)")
 
     async def _until_connected(self) -> None:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from ..errors import ConfigError
+from ..errors import ConfigError, WrongChain
 from ..money import Asset
 from .ready import Watch
 from .svm_assets import KNOWN_2022, check_extensions
@@ -58,7 +58,7 @@ class Readiness(Watch):
         asset = self._asset
         genesis = (await self._node.genesis())[:32]
         if f"solana:{genesis}" != asset.network and (genesis in _PUBLIC or not self._local):
-            raise ConfigError(f"the node is on solana:{genesis}, the rail on {asset.network}")
+            raise WrongChain(f"the node is on solana:{genesis}, the rail on {asset.network}")
         mint = await self._node.account(asset.address)
         if mint is None or address_bytes(mint.owner) != self._program or len(mint.data) < 82 or not mint.data[45]:
             raise ConfigError(f"{asset.address} on {asset.network} is no mint of the token program that it must be of")
