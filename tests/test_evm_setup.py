@@ -75,7 +75,7 @@ CUSTOM = Asset(NETWORK, "0x" + "aa" * 20, "EURC", 6, "EURC", "2")
         {"asset": replace(CUSTOM, network="eip155:1")},
         {"asset": replace(CUSTOM, name="")},
         {"asset": replace(CUSTOM, address="0x12")},
-        {"confirmations": -1},
+        *({"confirmations": value} for value in (-1, "2", 1.5, True)),
         {"options": EvmOptions(quorum=2)},
         {"options": EvmOptions(quorum=0)},
     ],

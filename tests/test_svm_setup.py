@@ -118,7 +118,7 @@ async def test_a_payment_is_settled_by_a_foreign_signer(svm: SvmDevnet) -> None:
         ({"key": None}, "exactly one"),
         ({"facilitator": "https://f.example.com"}, "exactly one"),
         ({"rpc": None}, "needs rpc"),
-        ({"confirmations": -1}, "confirmations"),
+        *(({"confirmations": value}, "confirmations") for value in (-1, "2", 1.5, True)),
         ({"network": "solana:devnet"}, "Solana network"),
         ({"network": "eip155:8453"}, "Solana network"),
         ({"network": "solana:" + "1" * 32}, "no asset is known"),

@@ -65,11 +65,11 @@ class EvmRail:
         self._options = options
         self.network, self.asset, self._chain_id = network, *_asset(network, asset)
         self.pay_to, self.confirmations, self.wallet = pay_to, confirmations, wallet
-        self.final_depth = max(self._options.final_depth, confirmations)
         for what, address in (("pay_to", pay_to), ("the asset", self.asset.address)):
             check_shape(what, address)
-        if confirmations < 0:
-            raise ConfigError("confirmations is a number of blocks, 0 or more")
+        if type(confirmations) is not int or confirmations < 0:
+            raise ConfigError("confirmations is a whole number of blocks, 0 or more")
+        self.final_depth = max(self._options.final_depth, confirmations)
         if rpc is None and (wallet is not None or gas is not None):
             raise ConfigError(f"{network} needs rpc=…, the address of a node")
         self.rpc = None if rpc is None else Rpc(rpc, seconds=self._options.rpc_seconds)

@@ -84,7 +84,7 @@ class SvmRail:
             _check_address(what, address, empty=what == "fee_payer")
         if pay_to == self.asset.address:
             raise ConfigError("pay_to is the token's own mint")
-        if confirmations < 0:
+        if type(confirmations) is not int or confirmations < 0:
             raise ConfigError("confirmations is 0 for confirmed, or more for finalized")
         if rpc is None and (wallet is not None or fees is not None):
             raise ConfigError(f"{network} needs rpc=…, the address of a node")
