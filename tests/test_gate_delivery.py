@@ -21,7 +21,7 @@ from x402kit.asgi import delivery
 from x402kit.errors import BadRequest, OutcomeUnknown, PaymentRefused, RailUnavailable
 from x402kit.model import KEPT_SECONDS, Outcome
 
-from .support.asking import Answer, Shop, ask, opened
+from .support.asking import Answer, Shop, ask, make_scope, opened
 from .support.payments import Payment
 
 Handler = Callable[[Request], Any]
@@ -327,6 +327,28 @@ async def test_H08_a_failed_handler_leaves_the_payment_good(shop: Shop, failure:
     assert (served.status, served.body) == (200, b"goods 3")
     assert (await show(shop, payment)).body == b"goods 3"
     assert (handler.runs, shop.rail.settled) == (3, 1)
+
+
+async def test_H08_who_calls_again_when_the_status_is_there_does_not_meet_409(shop: Shop) -> None:
+    """Clients read the status before the body has come."""
+    handler = Counter(RuntimeError("a fault"))
+    serve(shop, handler)
+    payment = await shop.payment("GET", "/goods")
+    again: list[Answer] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            assert message["status"] == 500
+            again.append(await show(shop, payment))
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    assert shop.app is not None
+    with pytest.raises(RuntimeError):
+        await shop.app(make_scope("GET", "/goods", {"PAYMENT-SIGNATURE": payment.v2()}), receive, send)
+    assert [(answer.status, answer.body) for answer in again] == [(200, b"goods 2")]
+    assert (handler.runs, shop.rail.settled) == (2, 1)
 
 
 class Plain:

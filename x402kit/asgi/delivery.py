@@ -348,15 +348,13 @@ class Delivery:
 
     async def _begin(self, head: Message) -> None:
         balance = self._sale.source == "balance"
-        if balance and not self._charged:
+        if not self._charged:  # before its first byte: who retries by the status alone must not meet 409
             await self._let_go()
         headers = self._headers(self._outcome)
         if balance or (self._outcome is not None and self._outcome.balance is not None):
             headers = [*headers, *await self._remaining()]
         self.started = True
         await self._out({**head, "headers": headers})
-        if not self._charged:
-            await self._let_go()
 
     async def _let_go(self) -> None:
         """The answer is not charged for, and goes on as it likes."""
