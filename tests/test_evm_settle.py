@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +25,6 @@ from tests.support.nonces import MemoryNonces
 from x402kit.devnet import EvmDevnet
 from x402kit.errors import ConfigError, RailUnavailable
 from x402kit.model import Intent, Outcome
-from x402kit.networks import evm_chain
 from x402kit.networks.evm import keccak
 from x402kit.networks.evm_abi import Transaction, parse_transaction, transfer_data
 from x402kit.networks.evm_wallet import Wallet
@@ -108,20 +106,6 @@ async def test_I02_I03_a_lost_answer_to_the_broadcast_is_never_failed(chain: Evm
             outcome = await shop.rail.wait(claim, 5)
         assert outcome.state == "settled"
         assert shop.received() == PRICE
-
-
-@pytest.mark.parametrize("name", sorted(name for name, (_, arrived) in LOST.items() if not arrived))
-async def test_I07_a_broadcast_that_never_arrived_is_repeated_by_who_waits_for_it(
-    chain: EvmDevnet, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else its payer, and every later settlement of the wallet, would wait until it is reconciled."""
-    monkeypatch.setattr(evm_chain, "_FULL_LOOK_SECONDS", 0.1)
-    async with faulty_rpc(chain.rpc_url) as node, seller(chain, rpc=node.url, rpc_seconds=0.4) as shop:
-        intent, claim = await shop.prepare(shop.authorize())
-        node.faults["eth_sendRawTransaction"] = replace(LOST[name][0], times=1)
-        assert (await shop.rail.send(intent)).state == "pending"
-        assert (await shop.rail.wait(claim, 20)).state == "settled"
-        assert (node.seen["eth_sendRawTransaction"], shop.received()) == (2, PRICE)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ class EvmRail:
         return await self._judge(claim, quick=False)
 
     async def wait(self, claim: Claim, seconds: float) -> Outcome:
-        """``outcome``, with growing pauses, until it is certain or the time is over. What is lost is sent again."""
+        """``outcome`` until it is certain or the time is over, with growing pauses."""
         made = Outcome("pending", reference=claim.reference)
         pause, longest = self._options.poll_seconds
         loop = asyncio.get_running_loop()
@@ -201,8 +201,6 @@ class EvmRail:
                     made = await self._judge(claim, quick=quick)
                     if made.state != "pending":
                         return made
-                    if made.resend:
-                        await self.send(claim.prepared)
                     if not quick:
                         full_look = loop.time() + _FULL_LOOK_SECONDS
                     await asyncio.sleep(pause)
