@@ -158,7 +158,7 @@ class Delivery:
             self._end()
             if self.failure is None and not self._withheld:
                 await self._give(message)
-                self.complete = self._lost is None
+                self.complete = self._charged and self._lost is None
         elif not self._after:
             await self._pass_on(message)
 
